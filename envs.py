@@ -359,6 +359,7 @@ class TravelGym(Env):
         self.owners = {c: set(aspects.split()) for c, (aspects, *_) in WISHES.items()}
         self.topics = {**{a: lexicon for a, (_, lexicon, *_) in ASPECTS.items()},
                        **{c: lexicon for c, (_, lexicon, _) in WISHES.items()}}
+        self.topics["other"], self.owners["other"] = TRIP_OTHER, set()
         for aspect, category in self.held:                       # a loaded task brings categories of its own
             self.owners.setdefault(category, set()).add(aspect)
             self.topics.setdefault(category, category)
@@ -475,7 +476,7 @@ class TravelGym(Env):
         values = self.answers.get(aspect, {}).values()
         return 1.0 in values or len(values) >= (1 if self.one_choice else 99 if self.classic else 3)
 
-    # what UserBench reports; a valid move is one that moved the task on, a best or suiting answer included ------------------------------------------------------------------------------
+    # what UserBench reports; a valid move is one that got the task further -------------------------------
     def metrics(self) -> dict:
         values = [max(self.answers.get(a, {}).values(), default=0.0) for a in self.wanted]
         how, n = list(self.known.values()), len(self.wanted)
@@ -484,7 +485,7 @@ class TravelGym(Env):
         turns = sorted({t for t, _ in self.valid})
         return {"score": sum(values) / n, "best_exist": values.count(1.0) / n,
                 "correct_exist": sum(v > 0 for v in values) / n,
-                **{f"valid_{k}": count[k] / tries if tries else 0.0 for k, tries in self.tried.items()},
+                **{f"valid_{k}": count[k] / max(tries, 1) for k, tries in self.tried.items()},
                 "active": how.count("active") / max(total, 1), "passive": how.count("passive") / max(total, 1),
                 "first_valid": turns[0] if turns else None,          # 1 is the first turn
                 "timing": sum(1 / t for t in turns) / max(sum(1 / t for t in range(1, self.turns + 1)), 1)}   # early = 1
@@ -511,11 +512,11 @@ class TravelGym(Env):
                                                   aspects=", ".join(asked[:-1]) + " and " + asked[-1])
             task = {"scenario": f"Trip to {place} in {month} for {people}.", "initial_description": request,
                     "dimensions": aspects, "wanted_num": len(aspects)}
+            spread = (1, 2) if len(tier) < 3 else (0, 1)         # columns nobody asked for: few when turns are scarce
             for a in aspects:
                 task[a] = {"preferences": [[a, c, v, WISHES[c][2][v]] for c, v in wishes[a].items()],
                            "arguments": {"place": place, "month": month},
-                           **_travel_options(rng, a, wishes[a], place, month, wrong, noise,
-                                             rng.choice((1, 2) if len(tier) < 3 else (0, 1, 1)))}
+                           **_travel_options(rng, a, wishes[a], place, month, wrong, noise, rng.choice(spread))}
             return " ".join(sorted(f"{a}.{c}={v}" for a in aspects for c, v in wishes[a].items())), task
         return draw(f"travel{tier}", split, index, propose)
 
@@ -550,7 +551,7 @@ def _travel_options(rng, aspect, wish, place, month, wrong, noise, spread) -> di
         if kind == 0:
             del row[rng.choice(sorted(wish))]
         else:
-            row["note"] = rng.choice([f"in {p}" for p in (TRIP_PLACES if kind == 1 else TRIP_MONTHS) if p not in (place, month)])
+            row["note"] = "in " + rng.choice([x for x in (TRIP_PLACES, TRIP_MONTHS)[kind - 1] if x not in (place, month)])
         rows["noise"].append(row)
 
     everything = [row for group in rows.values() for row in group]
@@ -618,7 +619,8 @@ def expert_travel(env: Env, rng: random.Random, slip: float) -> str:
 
     rows, wish = table[aspect], wishes[aspect]
     bare = {i: [v.partition(" +$")[0] for v in row] for i, row in rows.items()}
-    columns = [c for c in _wishes_of(aspect) if sum(v in WISHES[c][2] for row in bare.values() for v in row) > len(rows) / 2]
+    columns = [c for c in _wishes_of(aspect)
+               if sum(v in WISHES[c][2] for row in bare.values() for v in row) > len(rows) / 2]
     real = [i for i, row in bare.items() if len(row) == len(columns) + 1 and not any(v.startswith("in ") for v in row)]
     fits = lambda i: sum(v in bare[i] for v in wish.values())
     cost = lambda i: int(rows[i][-1][1:]) + sum(_fee(v) for v, b in zip(rows[i], bare[i]) if b in wish.values())
@@ -663,15 +665,17 @@ TRIP_PLACES = ["Oslo", "Rome", "Lima", "Kyoto", "Porto", "Cairo", "Dublin", "Ath
 TRIP_MONTHS = ["January", "February", "April", "June", "July", "August", "October", "November"]        # "may" is also a verb
 TRIP_PEOPLE = ["two adults", "a family of four", "three friends", "six colleagues", "two couples", "a group of five"]
 TRIP_REQUESTS = ["Hi! We go to {place} in {month}, {people}. Please find {aspects}.",
-            "{place} in {month}, {people}. I need {aspects}.",
-            "Can you plan {aspects} for a trip to {place}? It is for {people}, in {month}.",
-            "In {month} we travel to {place}. What is missing: {aspects}. We are {people}.",
-            "I am planning a trip to {place} for {people}, in {month}. Help me book {aspects}.",
-            "Hello, this is for {people}. We want {aspects} for {place}. It will be in {month}.",
-            "A trip for {people}: {place}, some time in {month}. We have to choose {aspects}."]
+                 "{place} in {month}, {people}. I need {aspects}.",
+                 "Can you plan {aspects} for a trip to {place}? It is for {people}, in {month}.",
+                 "In {month} we travel to {place}. What is missing: {aspects}. We are {people}.",
+                 "I am planning a trip to {place} for {people}, in {month}. Help me book {aspects}.",
+                 "Hello, this is for {people}. We want {aspects} for {place}. It will be in {month}.",
+                 "A trip for {people}: {place}, some time in {month}. We have to choose {aspects}."]
 TRIP_QUESTIONS = ["Any wish about {noun} for the {a}?", "What about {noun} for the {a}?",
                   "Do you have a preference on {noun} for the {a}?", "For the {a}, is there anything about {noun} that matters?",
                   "When it comes to {noun} for the {a}, what do you like?"]
+TRIP_OTHER = "budget|price|cost|rating|star|review|brand|loyalty|purpose|age|how long|number of night|insurance|hobby|dress code|" \
+             "care about|care if|care whether"                       # or else "care" is heard as "car"
 TRIP_SAY = {"many": "One thing at a time, please.|That is too much at once. Ask one thing.|Slow down, one question at a time.",
        "which": "For which part of the trip?|Do you mean a particular booking? Name it.|Which booking do you mean?",
        "late": "That one is booked already.|We have chosen that one already.|Too late, that is settled.",
@@ -689,7 +693,7 @@ ASPECTS = {
     "hotel": ("H", "hotel|hostel|inn|lodging", "a hotel|a hotel room|a good hotel", (80, 400)),
     "restaurant": ("R", "restaurant|dinner|dining|bistro|eatery|place to eat", "a restaurant|a place to eat|a restaurant table", (40, 300)),
     "apartment": ("A", "apartment|flat|holiday home|condo|airbnb", "an apartment|a holiday flat|a flat", (60, 400)),
-    "rental_car": ("C", "rental car|car rental|hire car|rent a car|the car|a car|your car|vehicle", "a rental car|a hire car|a car", (100, 500))}
+    "rental_car": ("C", "rental car|car rental|hire car|car|vehicle", "a rental car|a hire car|a car", (100, 500))}
 FEES = {"checked bag", "sports gear", "extra legroom", "fast wifi", "refundable", "buffet breakfast", "pool", "spa", "dogs ok",
         "cats ok", "baby cot", "garage", "early check-in", "doorstep pickup", "child seat", "roof box", "snow chains", "GPS"}
 # category: (its aspects, lexicon (the first two are nouns), {value as options show it: what a user who wants it may say})
@@ -719,9 +723,9 @@ WISHES = {
         "fast wifi": "I have video calls all week.|I stream films every night.|I upload big files for work.",
         "basic wifi": "I only check my mail.|I just send a text to my mum.|I glance at the news, no more.",
         "no wifi": "I want to be unreachable.|My phone stays off this time.|I am doing a digital detox."}),
-    "diet": ("flight restaurant", "diet|meals|dietary|menu|allergy|allergies|allergic|vegan|vegetarian|halal|gluten|food restriction", {
-        "vegan": "I eat nothing that comes from an animal.|Not even milk or honey for me.|I only eat plants.",
-        "halal": "I follow the rules of my mosque.|No pork and no wine, my faith says.|I eat as the Quran teaches.",
+    "diet": ("flight restaurant", "diet|meals|dietary|menu|allergy|allergies|allergic|vegan|vegetarian|halal|gluten|food restriction|eat", {
+        "vegan": "Nothing from an animal on my plate.|Not even milk or honey for me.|I live on plants.",
+        "halal": "I follow the rules of my mosque.|No pork and no wine, my faith says.|I live as the Quran teaches.",
         "gluten-free": "Bread makes me ill.|I have coeliac disease.|Wheat and I are enemies.",
         "nut-free": "A peanut sends me to hospital.|I swell up from almonds.|My throat closes from hazelnuts."}),
     "cancellation": ("flight hotel apartment rental_car", "cancellation|refunds|cancel|refundable|flexible|flexibility", {
@@ -736,10 +740,10 @@ WISHES = {
         "pool": "The kids are like fish.|I do my laps every day.|I never go without my bikini.",
         "gym": "I cannot skip my training.|I lift every day.|I prepare for a marathon, rain or not.",
         "spa": "I need a massage badly.|I dream of steam and hot stones.|My back needs skilled hands."}),
-    "location": ("hotel restaurant apartment", "location|neighbourhood|neighborhood|area|district|part of town|located|central", {
+    "location": ("hotel restaurant apartment", "location|neighbourhood|neighborhood|area|district|part of town|located|central|city center|city centre|close to", {
         "old town": "I like crooked lanes and history.|I want medieval walls around me.|Museums and cathedrals are my thing.",
         "on the beach": "I want sand between my toes.|I love to hear the waves.|I bring my bucket and spade.",
-        "by the station": "We go on by rail.|I will hop on trains every day.|I want to be close to my platform.",
+        "by the station": "We go on by rail.|I will hop on trains every day.|My platform must be a minute away.",
         "countryside": "I want cows around me.|I must get away from the crowds.|Give me fields and fresh air."}),
     "view": ("hotel apartment", "view|scenery|overlook|look out", {
         "mountain view": "I love snowy peaks.|I could stare at cliffs for hours.|Summits make me happy.",
@@ -780,7 +784,7 @@ WISHES = {
         "dryer": "We come home soaked every day.|Damp towels drive me mad.|We paddle, all our things drip.",
         "iron": "I cannot show up wrinkled.|My suit must look sharp.|My shirts get creased."}),
     "check-in": ("hotel apartment", "check in|arrival|checkin|reception|front desk|key", {
-        "self check-in": "I do not like talking to hosts.|A code at the door is all I want.|I slip in whenever I like.",
+        "self check-in": "I do not like talking to hosts.|A code at the door is all I want.|I come and go as I please.",
         "24h desk": "I may need help at three at night.|I like someone to be up at all times.|I feel safe when someone is awake.",
         "early check-in": "We land at eight and are tired.|I need a shower by nine.|I want to drop my things at dawn."}),
     "car type": ("rental_car", "body type|vehicle size|type of car|kind of car|car type|size|model|suv|convertible|compact|van", {
