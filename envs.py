@@ -1088,21 +1088,6 @@ class TelepathyGym(Env):
         return text + (" That was your last guess." if over else ""), 0.0, over
 
 
-def knowledge(rng: random.Random) -> str:
-    """A line of plain reference text about one entity: the stand-in for pre-training, never an episode.
-
-    The attributes come before the name as often as after it, since a guesser goes from facts to the name.
-    """
-    name = rng.choice(sorted(ENTITIES))
-    category, true = ENTITIES[name]
-    asked = rng.sample(sorted(CATEGORY_ATTRIBUTES[category]), rng.randint(5, 9))
-    facts = " ".join(f"It {aux} {p}." if a in true else f"It {'cannot' if aux == 'can' else aux + ' not'} {p}."
-                     for a in asked for aux, p, _ in [ATTRIBUTES[a]])
-    kind = f"{'an' if category[0] in 'aeiou' else 'a'} {category}"
-    return rng.choice([f"What is {kind}? {facts} That is: {name}", f"{kind}. {facts} Name: {name}",
-                       f"{name} is {kind}. {facts}"])
-
-
 def expert_telepathy(env: Env, rng: random.Random, slip: float) -> str:
     """Twenty questions by halving: ask what splits the candidates well, guess when few are left."""
     first = env.history[0][1]
@@ -1264,6 +1249,43 @@ def play(env: Env, policy, seed: int | None = None) -> list[float]:
         rewards.append(reward)
         over = terminated or truncated
     return rewards
+
+
+# ---------------------------------------------------------------------------------------------- reference text
+
+def knowledge(gym: str, rng: random.Random) -> str:
+    """A line of plain text that teaches to read a gym's language: the stand-in for pre-training.
+
+    A model made from scratch knows no words.  These lines restate what a training task's text says, what a hint
+    means, or what is true of a thing (all entities of telepathy); they are never episodes, and never test tasks.
+    """
+    if gym == "telepathy":
+        return _know_telepathy(rng)
+    task = GYMS[gym].make_task("train", rng.randrange(10**6, 10**9))
+    if gym == "intention":
+        kind = CATEGORIES[task["category"]]
+        slot = rng.choice(kind[1].split())
+        fact = rng.choice(SLOTS[slot][3].split("|")).format(rng.choice(SLOTS[slot][2].split("|")))
+        return rng.choice([f"{task['task']} Said: {', '.join(task['said'])}.", f"{fact} That is the {slot}.",
+                           f"{rng.choice(SLOTS[slot][1].split('|'))} This asks for the {slot}."])
+    aspect = rng.choice(task["dimensions"])
+    place, month = task[aspect]["arguments"].values()
+    _, category, value, hints = rng.choice(task[aspect]["preferences"])
+    both = " and ".join(_plain(a) for a in task["dimensions"])
+    return rng.choice([f"{task['initial_description']} So: {place}, {month}, {both}.",
+                       f"{task['initial_description']} So: {both} for {place} in {month}.",
+                       f"{rng.choice(hints.split('|'))} So the {category} is: {value}."])
+
+
+def _know_telepathy(rng: random.Random) -> str:
+    """Facts about one thing, before its name as often as after it, since a guesser goes from facts to the name."""
+    name = rng.choice(sorted(ENTITIES))
+    category, true = ENTITIES[name]
+    asked = rng.sample(sorted(CATEGORY_ATTRIBUTES[category]), rng.randint(5, 9))
+    facts = " ".join(f"It {aux} {p}." if a in true else f"It {'cannot' if aux == 'can' else aux + ' not'} {p}."
+                     for a in asked for aux, p, _ in [ATTRIBUTES[a]])
+    kind = f"{'an' if category[0] in 'aeiou' else 'a'} {category}"
+    return rng.choice([f"What is {kind}? {facts} That is: {name}", f"{kind}. {facts} Name: {name}", f"{name} is {kind}. {facts}"])
 
 
 # ---------------------------------------------------------------------------------------------- audit

@@ -1,0 +1,989 @@
+"""Tokens, rollouts and learning for multi-turn RL of a language-model agent (UserRL, arXiv 2509.19736).
+
+How a policy talks and how it learns, in one file that works when copied alone into an empty folder:
+
+  tokens     a chat is encoded piece by piece, each piece once; what the model sampled is never decoded and re-encoded
+  engine     one KV-cache row per conversation; user replies are appended to the row, finished rows are refilled
+  learning   clipped policy gradient (GRPO and its variants) with one advantage per turn, and SFT by the same code
+  checkpoint Hugging Face format plus what resuming needs; no pickle; killed at any instant, one complete copy remains
+
+An environment is known only by its methods (`rollout` lists them), a reward only as a number per turn.
+
+Left out, on purpose: top-k / top-p / repetition penalties (the trained distribution must be the sampled one), dropout
+(models stay in eval mode), autocast (sampler and trainer must agree), paged attention, tensor parallelism, speculative
+decoding, LoRA, sliding-window and linear-attention models (refused, not mishandled). Memory is the plain sum: weights,
+gradients, and for bf16 checkpoints float32 master weights, because a step of 1e-6 rounds to nothing in bf16.
+
+    python grpo.py             self-checks, then a benchmark of rollouts against transformers' generate
+    python grpo.py --quick     the same, smaller
+"""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads sleep instead of spinning: beside one other busy process on two cores, spinning made a decode
+# step 30 times slower. Read when torch is first imported; set the variable yourself to choose otherwise.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import contextlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.checkpoint import checkpoint
+from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedTokenizerFast,
+                          Qwen3Config, Qwen3ForCausalLM)
+from transformers.cache_utils import CacheLayerMixin
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()                             # a bar per checkpoint drowns the step lines
+
+
+class PolicyError(ValueError):
+    """A model or checkpoint cannot be used; the message is one line that says which and why."""
+
+
+# ------------------------------------------------------------------------------------------------ models and tokens
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+                 "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384,
+                max_len=4096, seed=0):
+    """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`."""
+    bpe = Tokenizer(models.BPE())
+    # A newline is always its own token, so that "user\n" + text encodes to the tokens of its two halves.
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "isolated"),
+                                                 pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, START, END], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))          # all 256 bytes: any text can be encoded
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END,
+                                        extra_special_tokens=[START], clean_up_tokenization_spaces=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=head_dim, intermediate_size=ffn, max_position_embeddings=max_len,
+        tie_word_embeddings=True, bos_token_id=None, dtype="float32",
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng(devices=[]):                             # the caller's random state stays as it was
+        torch.default_generator.manual_seed(seed)
+        model = Qwen3ForCausalLM(config).float()
+    return model.eval(), tokenizer
+
+
+def load_policy(name_or_path, device=None, dtype=None):
+    """Any decoder-only Hugging Face checkpoint with ChatML tokens, by folder or name, in its own dtype by default."""
+    name = str(name_or_path)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
+        raise PolicyError(f"no checkpoint at {name}: the folder does not exist")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name))
+        model = AutoModelForCausalLM.from_pretrained(os.path.expanduser(name), dtype=dtype or "auto",
+                                                     use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise PolicyError(f"cannot load a policy from {name}: {str(error).strip().splitlines()[0]}") from error
+    chat_ends(tokenizer)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+@lru_cache(maxsize=64)
+def chat_ends(tokenizer):
+    """Ids of <|im_start|> and <|im_end|>."""
+    vocab = tokenizer.get_vocab()
+    if START not in vocab or END not in vocab:
+        raise PolicyError(f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no {START} / {END}: "
+                          "a ChatML checkpoint (Qwen and its kin) is needed")
+    return vocab[START], vocab[END]
+
+
+@lru_cache(maxsize=1 << 16)                                             # system prompts and feedback texts repeat
+def encode(tokenizer, text):
+    """Ids of plain text. A literal "<|im_end|>" in it is spelled out in bytes: no user can forge a turn."""
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def message_ids(tokenizer, role, content):
+    """<|im_start|>role\\n content <|im_end|>\\n, all of it forced (mask 0)."""
+    start, end = chat_ends(tokenizer)
+    return [start, *encode(tokenizer, f"{role}\n{content}"), end, *encode(tokenizer, "\n")]
+
+
+def reply_ids(tokenizer):
+    """<|im_start|>assistant\\n: what stands before the model speaks."""
+    return [chat_ends(tokenizer)[0], *encode(tokenizer, "assistant\n")]
+
+
+@dataclass
+class Trajectory:
+    """One conversation as tokens. `ids`, `mask`, `logps`, `turn` are parallel and grow only by `extend`.
+
+    mask    1 = sampled (the sampled <|im_end|> too), 0 = forced: prompts, user replies, glue, an imposed <|im_end|>
+    logps   log-prob at sampling time under the tempered distribution; 0 where the mask is 0
+    turn    index of the assistant turn (0, 1, ...) of a sampled token; -1 for every other token
+    status  done | truncated (the environment's turn limit) | length (context full) | user_error (leave it out)
+    `turn_rewards` and `infos` hold one entry per finished turn; `messages` is the text view, for logs only.
+    """
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    infos: list[dict] = field(default_factory=list)
+    messages: list[dict] = field(default_factory=list)
+    status: str = ""
+    group: object = None
+
+    def extend(self, ids, mask, logps=None, turn=-1):
+        """Append tokens; `mask` is a list or one value for all, `turn` belongs to the tokens with mask 1."""
+        mask = [mask] * len(ids) if isinstance(mask, int) else list(mask)
+        logps = [0.0] * len(ids) if logps is None else list(logps)
+        assert len(ids) == len(mask) == len(logps), f"ids {len(ids)}, mask {len(mask)}, logps {len(logps)} differ"
+        assert self.ids or not mask or not mask[0], "the first token has no predecessor and cannot be trained"
+        assert turn >= 0 or not any(mask), "trained tokens need their turn"
+        self.ids += ids
+        self.mask += mask
+        self.logps += logps
+        self.turn += [turn if m else -1 for m in mask]
+
+    @property
+    def tokens(self):
+        """Trained tokens of each turn; a turn that earned nothing, or has no trained token, keeps its place."""
+        counts = [0] * max(len(self.turn_rewards), max(self.turn, default=-1) + 1)
+        for t in self.turn:
+            if t >= 0:
+                counts[t] += 1
+        return counts
+
+
+def demo_trajectory(tokenizer, messages):
+    """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT)."""
+    traj, said, newline = Trajectory(messages=list(messages), status="done"), 0, list(encode(tokenizer, "\n"))
+    for i, m in enumerate(messages):
+        if m["role"] == "assistant":
+            traj.extend(reply_ids(tokenizer), 0)
+            ids = [*encode(tokenizer, m["content"]), chat_ends(tokenizer)[1]]
+            traj.extend(ids, 1, turn=said)
+            traj.extend(newline if i + 1 < len(messages) else [], 0)
+            said += 1
+        else:
+            traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
+    traj.turn_rewards, traj.infos = [0.0] * said, [{} for _ in range(said)]
+    return traj
+
+
+def text_trajectory(tokenizer, text):
+    """Plain text, every token trained and <|endoftext|> at its end: a stand-in for pre-training."""
+    pad = tokenizer.pad_token_id
+    traj = Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
+    traj.extend([pad], 0)                                               # gives the first token a predecessor
+    traj.extend([*encode(tokenizer, text), pad], 1, turn=0)
+    return traj
+
+
+# ------------------------------------------------------------------------------------------------ engine
+
+def ragged_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
+    so keys and values are read in place: repeating them per head would copy the whole cache at every step."""
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+    B, H, T, D = query.shape                                            # rows, query heads, new tokens, head size
+    query = query.reshape(B, key.shape[1], -1, D)                       # [B, kv, H/kv * T, D]
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(B, H, T, -1).transpose(1, 2), None               # [B, T, H, D]
+
+
+AttentionInterface.register("ragged", ragged_attention)
+
+
+class RowLayer(CacheLayerMixin):
+    """One layer of the engine's cache: new keys and values are scattered to each row's own positions."""
+    is_sliding = False
+
+    def __init__(self, engine, keys, values):
+        super().__init__()
+        self.engine, self.keys, self.values, self.is_initialized = engine, keys, values, True
+
+    def update(self, key_states, value_states, *args, **kwargs):        # [B, kv, T, D]
+        rows, pick, at, longest = self.engine.plan                      # [B, 1], slice or [B], [B, T], int
+        self.keys[rows, :, at] = key_states.transpose(1, 2)             # [B, T, kv, D]
+        self.values[rows, :, at] = value_states.transpose(1, 2)
+        return self.keys[pick, :, :longest], self.values[pick, :, :longest]
+
+    def lazy_initialization(self, *args):
+        pass                                                            # allocated by the engine
+
+    def get_seq_length(self):
+        return 0                                                        # every call brings its own positions and mask
+
+    def get_mask_sizes(self, query_length):
+        return self.keys.shape[2], 0
+
+    def get_max_length(self):
+        return self.keys.shape[2]
+
+    get_max_cache_shape = get_max_length                                # its name in earlier releases
+
+
+class Engine:
+    """A KV cache of `rows` conversations of up to `max_len` tokens, preallocated and written in place.
+
+    The cache is only valid for the weights that filled it: `rollout` starts with `reset`, so an optimiser step
+    between two rollouts can never meet old keys.
+    """
+
+    def __init__(self, model, tokenizer, rows=64, max_len=2048):
+        config = model.config
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
+        if kinds != {"full_attention"} and (kinds - {"full_attention", "sliding_attention"} or window < max_len):
+            raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+            if getattr(config, name, None) not in (None, 1, 1.0):
+                raise PolicyError(f"models that rescale their logits ({name}) are not supported")
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.max_len = min(max_len, getattr(config, "max_position_embeddings", max_len))
+        self.end = self.stop = chat_ends(tokenizer)[1]                   # `stop` ends a turn when sampled
+        heads = config.num_attention_heads
+        kv = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.groups = heads // kv
+        # One slot beyond max_len takes the padding of ragged appends. Zeros, not empty: a masked NaN is still a NaN.
+        self.kv = torch.zeros(2, config.num_hidden_layers, rows, kv, self.max_len + 1, size,
+                              dtype=model.dtype, device=model.device)   # [K|V, layer, row, kv, position, D]
+        self.cache = Cache(layers=[RowLayer(self, k, v) for k, v in zip(*self.kv)])
+        self.reset()
+
+    def reset(self):
+        """Forget everything. The host knows all lengths, so that no step has to ask the device."""
+        self.length = np.zeros(self.rows, np.int64)                     # tokens in each row's cache
+        self.prompt = np.full((self.rows, self.max_len), -1, np.int64)  # what each row's cache begins with
+        self.ready = np.zeros(self.rows, bool)                          # ... and whether that is already computed
+
+    @contextlib.contextmanager
+    def attending(self):
+        """The model attends through `ragged_attention` here, and as before afterwards (training, generate)."""
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("ragged")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    def tensor(self, array):
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.kv.device, non_blocking=True)
+
+    def feed(self, rows, ids, count):
+        """Append ids[b, :count[b]] to row rows[b] and return float32 logits after the last, where count > 0.
+
+        rows [B] distinct, ids [B, T] right-padded, count [B]. A row with count 0 rides along unchanged: decoding
+        keeps rows that wait in the batch, for a view of the first n rows costs nothing and a gather copies them.
+        """
+        (B, T), live = ids.shape, np.flatnonzero(count)
+        at = np.minimum(self.length[rows][:, None] + np.arange(T), self.max_len)         # [B, T]
+        longest = min(-(-int((self.length[rows] + count).max()) // 16) * 16, self.max_len)
+        at_dev, rows_dev = self.tensor(at), self.tensor(rows)
+        neighbours = bool((np.diff(rows) == 1).all())                                    # a slice is a view ...
+        pick = slice(int(rows[0]), int(rows[0]) + B) if neighbours else rows_dev         # ... and an index a copy
+        self.plan = rows_dev[:, None], pick, at_dev, longest
+        seen = torch.arange(longest, device=self.kv.device) <= at_dev[:, None, :, None]  # [B, 1, T, L]
+        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=self.kv.device).masked_fill_(~seen, -math.inf)
+        hidden = self.model.base_model(                                                  # [B, T, hidden]
+            input_ids=self.tensor(ids), position_ids=at_dev, past_key_values=self.cache, use_cache=True,
+            attention_mask=mask if T == 1 else mask.repeat(1, 1, self.groups, 1)).last_hidden_state
+        self.length[rows] += count
+        last = hidden[self.tensor(live), self.tensor(count[live] - 1)]                   # [live, hidden]
+        return self.model.get_output_embeddings()(last).float()                          # [live, V]
+
+    def share(self, row, ids):
+        """Start `row` with the longest beginning of `ids` that some row's cache already holds: the positions are
+        copied, not computed. False if a prompt of this very batch will soon hold more: then the caller waits."""
+        same = (self.prompt[:, :len(ids)] == ids).cumprod(1).sum(1)     # [rows] tokens shared with each row
+        same = np.minimum(same, len(ids) - 1)                           # the last token is fed, for its logits
+        held, coming = np.where(self.ready, same, 0), np.where(self.ready, 0, same)
+        donor, n = int(held.argmax()), int(held.max())
+        if coming.max() > n + 16:
+            return False
+        if n and donor != row:
+            self.kv[:, :, row, :, :n] = self.kv[:, :, donor, :, :n]
+        self.length[row], self.ready[row] = n, False
+        self.prompt[row] = -1
+        self.prompt[row, :len(ids)] = ids
+        return True
+
+    def move(self, source, target):
+        """Row `source` becomes row `target`."""
+        n = int(self.length[source])
+        self.kv[:, :, target, :, :n] = self.kv[:, :, source, :, :n]
+        for a in (self.length, self.prompt, self.ready):
+            a[target] = a[source]
+
+    def sample(self, logits, uniform, temperature=1.0, greedy=False):
+        """Next tokens and their log-probs, [B] each, by inverse CDF from one uniform number per row: a row's choice
+        depends on nothing but its own logits and its own random numbers. The one device sync of a step."""
+        logits = logits if greedy else logits / temperature             # [B, V] float32
+        if greedy:
+            token = logits.argmax(-1, keepdim=True)                     # [B, 1]
+        else:
+            cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)    # float32 sums lose the tail of 151k tokens
+            goal = self.tensor(uniform)[:, None] * cdf[:, -1:]
+            token = torch.searchsorted(cdf, goal, right=True).clamp_(max=logits.shape[-1] - 1)
+        logp = logits.gather(-1, token)[:, 0] - logits.logsumexp(-1)    # [B]
+        both = torch.stack([token[:, 0].double(), logp.double()]).cpu().numpy()
+        return both[0].astype(np.int64), both[1]
+
+
+# ------------------------------------------------------------------------------------------------ rollout
+
+class Talk:
+    """A conversation in progress: its environment, its trajectory, its own random numbers, its cache row."""
+
+    def __init__(self, engine, env, seed, group):
+        self.env, self.rng, self.row = env, np.random.default_rng(seed), None
+        first, _ = env.reset()
+        self.traj = Trajectory(group=group, messages=[{"role": "system", "content": env.system_prompt},
+                                                      {"role": "user", "content": first}])
+        for m in self.traj.messages:
+            self.traj.extend(message_ids(engine.tokenizer, m["role"], m["content"]), 0)
+        self.traj.extend(reply_ids(engine.tokenizer), 0)
+
+    def act(self, engine, ids, logps):
+        """The turn's sampled tokens go to the environment; True if it has a question for its user."""
+        self.said = ids, logps
+        text = engine.tokenizer.decode(ids[:-1] if ids[-1] == engine.stop else ids)
+        self.traj.messages.append({"role": "assistant", "content": text})
+        self.steps = self.env.turn(text)
+        return self.advance(engine, None)
+
+    def advance(self, engine, reply):
+        """Run the environment to its next question (True, see `query`) or to the end of the turn (False)."""
+        traj, (ids, logps) = self.traj, self.said
+        if isinstance(reply, Exception):                # a user that fails is not a wrong move: nothing of this
+            self.steps.close()                          # turn is trained, and the status says to leave it out
+            traj.extend(ids, 0)
+            traj.status = "user_error"
+            return False
+        try:
+            self.query = self.steps.send(reply)
+            return True
+        except StopIteration as stop:
+            feedback, reward, terminated, truncated, info = stop.value
+        traj.extend(ids, 1, logps, turn=len(traj.turn_rewards))
+        traj.turn_rewards.append(float(reward))
+        traj.infos.append(info)
+        traj.messages.append({"role": "user", "content": feedback})
+        more = [] if ids[-1] == engine.stop else [engine.end]            # imposed where the turn ran out of tokens
+        if terminated or truncated:
+            traj.status = "done" if terminated else "truncated"
+        else:
+            more += [*encode(engine.tokenizer, "\n"), *message_ids(engine.tokenizer, "user", feedback),
+                     *reply_ids(engine.tokenizer)]
+            if len(traj.ids) + len(more) + 2 > engine.max_len:          # no room for a token and <|im_end|>
+                traj.status, more = "length", more[:1] if ids[-1] != engine.stop else []
+        traj.extend(more, 0)
+        return False
+
+
+def ask(user, queries):
+    """A user's answers; if the user breaks, its exception is every answer."""
+    try:
+        replies = list(user.answer(queries))
+        return replies if len(replies) == len(queries) else [
+            RuntimeError(f"{len(replies)} answers to {len(queries)} questions")] * len(queries)
+    except Exception as error:
+        return [error] * len(queries)
+
+
+def batches(lengths, budget):
+    """Indices packed by length into batches of at most `budget` padded tokens and little padding."""
+    out = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not out or (len(out[-1]) + 1) * lengths[i] > budget or lengths[i] > 2 * lengths[out[-1][0]] + 32:
+            out.append([])
+        out[-1].append(i)
+    return out
+
+
+def padded(lists):
+    """Lists of ids as one right-padded [B, T] array."""
+    out = np.zeros((len(lists), max(map(len, lists))), np.int64)
+    for row, ids in zip(out, lists):
+        row[:len(ids)] = ids
+    return out
+
+
+def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_tokens=64, greedy=False, clock=None):
+    """Play one conversation per environment, at most `engine.rows` at a time; trajectories in the order of `envs`.
+
+    An environment has `reset() -> (first user text, info)`, `system_prompt` (read after reset), `turn(action)` (a
+    generator that yields queries to its user, is sent the replies and returns feedback, reward, terminated,
+    truncated, info) and, if it ever asks, `user.answer(queries) -> replies`. A reply that is an Exception ends the
+    episode as user_error. Users with `slow = True` answer on threads, one query a call, while other rows go on.
+    A conversation draws from a generator seeded by `seeds[i]` (a tuple of ints), `max_new_tokens` numbers a turn:
+    what it says depends neither on its neighbours in the batch nor on global state. `greedy` takes the argmax and
+    records log-probs at temperature 1. `clock` collects seconds and counts.
+    """
+    clock = {} if clock is None else clock
+    for key in ("prefill", "decode", "user", "other", "sampled", "prompt", "copied", "steps"):
+        clock.setdefault(key, 0)
+    tick = time.perf_counter()
+
+    def lap(key):
+        nonlocal tick
+        now = time.perf_counter()
+        clock[key], tick = clock[key] + now - tick, now
+
+    engine.reset()
+    rows, width = engine.rows, max_new_tokens
+    queue, talks = deque(range(len(envs))), [None] * len(envs)
+    at = [None] * rows                                  # the talk in each row
+    tokens, logps = np.zeros((rows, width), np.int64), np.zeros((rows, width))
+    uniform, made, limit = np.zeros((rows, width)), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    decoding = np.zeros(rows, bool)
+    fresh, waiting = [], []                             # talks whose prompt / whose user reply is still to be fed
+    futures, pool = {}, None
+
+    def settle(talk):
+        """After the environment's turn: queue the talk for its next turn, or free its row."""
+        if talk.traj.status:
+            at[talk.row] = None
+        else:
+            waiting.append(talk)
+
+    def consult(asking):
+        """Carry questions to users and replies to environments until all that can be answered now is answered."""
+        nonlocal pool
+        while asking:
+            users = {id(t.env.user): t.env.user for t in asking}
+            again = []
+            for key, user in users.items():
+                mine = [t for t in asking if id(t.env.user) == key]
+                if getattr(user, "slow", False):
+                    pool = pool or ThreadPoolExecutor(max_workers=rows)
+                    futures.update({pool.submit(ask, user, [t.query]): t for t in mine})
+                    continue
+                for talk, reply in zip(mine, ask(user, [t.query for t in mine])):
+                    if talk.advance(engine, reply):
+                        again.append(talk)
+                    else:
+                        settle(talk)
+            asking = again
+
+    def emit(live, logits):
+        """Sample a token for each of the rows `live`; returns the rows whose turn is over."""
+        token, logp = engine.sample(logits, uniform[live, made[live]], temperature, greedy)
+        tokens[live, made[live]], logps[live, made[live]] = token, logp
+        made[live] += 1
+        ended = live[(token == engine.stop) | (made[live] >= limit[live])]
+        decoding[live] = True
+        decoding[ended] = False
+        clock["sampled"] += len(live)
+        return ended
+
+    def hear(ended):
+        """Hand finished turns to their environments."""
+        asking = []
+        for row in ended:
+            talk, said = at[row], slice(made[row])
+            if talk.act(engine, tokens[row, said].tolist(), logps[row, said].tolist()):
+                asking.append(talk)
+            else:
+                settle(talk)
+        consult(asking)
+
+    def prefill(batch):
+        """Feed each talk what its trajectory holds beyond its cache, and sample the first token of the turn."""
+        todo = [t.traj.ids[engine.length[t.row]:] for t in batch]
+        ended = []
+        for picked in batches([len(x) for x in todo], 8192):
+            picked.sort(key=lambda i: batch[i].row)                     # neighbouring rows are read in place
+            chosen = np.array([batch[i].row for i in picked])
+            count = np.array([len(todo[i]) for i in picked])
+            for i in picked:
+                talk = batch[i]
+                uniform[talk.row], made[talk.row] = talk.rng.random(width), 0
+                limit[talk.row] = min(width, engine.max_len - len(talk.traj.ids) - 1)    # 1 for <|im_end|>
+            logits = engine.feed(chosen, padded([todo[i] for i in picked]), count)
+            clock["prompt"] += int(count.sum())
+            ended.extend(emit(chosen, logits))
+        return ended
+
+    try:
+        with torch.inference_mode(), engine.attending():
+            while True:
+                for row in range(rows):                                 # new conversations take free rows
+                    while at[row] is None and queue:
+                        i = queue.popleft()
+                        talk = talks[i] = Talk(engine, envs[i], seeds[i] if seeds else (0, i),
+                                               groups[i] if groups else i)
+                        if len(talk.traj.ids) + 2 > engine.max_len:
+                            talk.traj.status = "length"                 # the prompt alone fills the context
+                        else:
+                            at[row], talk.row = talk, row
+                            fresh.append(talk)
+                used = [row for row in range(rows) if at[row]]
+                n = len(used)
+                for hole in [row for row in range(n) if not at[row]]:   # none is left to come: rows in use move to
+                    last = used.pop()                                   # the front, and the batch shrinks
+                    engine.move(last, hole)
+                    for a in (tokens, logps, uniform, made, limit, decoding):
+                        a[hole] = a[last]
+                    at[hole], at[last], decoding[last] = at[last], None, False
+                    at[hole].row = hole
+                lap("other")
+
+                if futures:                                             # slow users: only wait if nothing else to do
+                    idle = not (fresh or waiting or decoding.any())
+                    for future in wait(futures, None if idle else 0, FIRST_COMPLETED).done:
+                        talk = futures.pop(future)
+                        if talk.advance(engine, future.result()[0]):
+                            consult([talk])
+                        else:
+                            settle(talk)
+                    lap("user")
+
+                ended = []
+                if fresh:
+                    ready, later = [], []
+                    for talk in fresh:
+                        (ready if engine.share(talk.row, talk.traj.ids) else later).append(talk)
+                    clock["copied"] += int(sum(engine.length[t.row] for t in ready))
+                    fresh = later
+                    ended = prefill(ready)
+                    engine.ready[[t.row for t in ready]] = True
+                    lap("prefill")
+                elif waiting and (len(waiting) * 8 >= n or not decoding.any()):
+                    batch, waiting = waiting, []                        # an eighth of the rows at once: measured best,
+                    ended = prefill(batch)                              # 1/1 is 1.8x slower, one by one 1.07x
+                    lap("prefill")
+                elif decoding.any():
+                    live = np.flatnonzero(decoding[:n])
+                    last = tokens[np.arange(n), np.maximum(made[:n] - 1, 0)]
+                    ended = emit(live, engine.feed(np.arange(n), last[:, None], decoding[:n].astype(np.int64)))
+                    clock["steps"] += 1
+                    lap("decode")
+                elif not futures and not queue and not n:
+                    break
+                hear(ended)
+                lap("user")
+    finally:
+        if pool:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [t.traj for t in talks]
+
+
+# ------------------------------------------------------------------------------------------------ log-probs and loss
+
+def trained_logps(model, trajs, temperature=1.0):
+    """Log-probs of the trained tokens of some trajectories, flat [N] float32 in order, with gradients if enabled.
+
+    Logits exist only where a token is trained, float32 only a chunk at a time; more than one chunk (a large
+    vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
+    """
+    device = model.device
+    at = [(b, t) for b, traj in enumerate(trajs) for t, m in enumerate(traj.mask) if m]
+    row, col = torch.tensor(at, dtype=torch.long, device=device).reshape(-1, 2).T    # [N], [N]
+    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(device)                    # [B, T]
+    # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state          # [B, T, hidden]
+    hidden, target = hidden[row, col - 1], ids[row, col]                # the token at t is predicted at t - 1
+    head = model.get_output_embeddings()
+
+    def chunk_logps(h, y):
+        logits = head(h).float() / temperature                          # [n, V]
+        return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
+
+    size = max(1, (1 << 26) // model.config.vocab_size)
+    chunks = list(zip(hidden.split(size), target.split(size)))
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(chunk_logps, h, y, use_reentrant=False) for h, y in chunks])
+    return torch.cat([chunk_logps(h, y) for h, y in chunks])
+
+
+def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
+    """Per trajectory the log-prob of every token, parallel to `ids` (0.0 where the mask is 0), without gradients:
+    reference log-probs for the KL term, and the check that trainer and sampler agree."""
+    out = [[0.0] * len(t.ids) for t in trajs]
+    with torch.inference_mode():
+        for batch in batches([len(t.ids) for t in trajs], micro_tokens):
+            values = iter(trained_logps(model, [trajs[i] for i in batch], temperature).tolist())
+            for i in batch:
+                out[i] = [next(values) if m else 0.0 for m in trajs[i].mask]
+    return out
+
+
+def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0, ref_logp=None, sequence=None):
+    """Clipped policy gradient per token, all arguments [N]: -min(rho A, clip(rho, 1 - low, 1 + high) A).
+
+    clip_high > clip_low is DAPO's clip-higher. `kl_coef` adds the k3 estimate of KL(policy || reference),
+    expm1(d) - d with d = ref_logp - logp, which is never negative. `sequence` [N] (a trajectory number per token)
+    turns on GSPO (arXiv 2507.18071): rho is the geometric mean over the trajectory, the gradient stays per token.
+    Returns (loss [N], stats [N] each).
+    """
+    d = logp - old_logp
+    if sequence is not None:
+        n = int(sequence.max()) + 1
+        mean = torch.zeros(n, device=d.device).index_add(0, sequence, d.detach())
+        mean = mean / torch.bincount(sequence, minlength=n).clamp(min=1)
+        d = mean[sequence] + logp - logp.detach()
+    ratio = d.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    # The min is over the two products: it picks the pessimistic one for either sign of A.
+    loss = -torch.minimum(ratio * adv, clipped * adv)
+    stats = {"ratio": ratio.detach(), "clip": (clipped * adv < ratio * adv).detach().float()}
+    if kl_coef:
+        to_ref = ref_logp - logp
+        kl = torch.expm1(to_ref) - to_ref
+        loss, stats["kl_ref"] = loss + kl_coef * kl, kl.detach()
+    return loss, stats
+
+
+# ------------------------------------------------------------------------------------------------ optimiser steps
+
+def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95)):
+    """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away."""
+    pairs = [(name, p, p if p.dtype == torch.float32 else p.detach().float())
+             for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([master for _, _, master in pairs], lr=lr, weight_decay=weight_decay, betas=betas)
+    optimizer.pairs = pairs                                             # (name, parameter, master)
+    return optimizer
+
+
+def lr_schedule(step, total, peak, warmup=0.1, kind="cosine"):
+    """Learning rate of step 0 .. total - 1: linear warm-up over a fraction of the steps, then cosine or constant."""
+    rise = warmup * total
+    if step < rise:
+        return peak * (step + 1) / (rise + 1)
+    if kind == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def summed(values):
+    """Sums over all processes under torchrun; the identity without it."""
+    if dist.is_available() and dist.is_initialized():
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return total.tolist()
+    return list(values)
+
+
+def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm):
+    """One optimiser step. micro_loss(indices) -> (loss to add up, {statistic: sum}, largest ratio); its divisor was
+    fixed before this loop, so any split into micro-batches gives the same gradient."""
+    model.zero_grad(set_to_none=True)
+    loss, sums, largest = 0.0, {}, 0.0
+    assert trajs, "no trajectory to learn from (under torchrun: on this process)"
+    for batch in batches([len(t.ids) for t in trajs], micro_tokens):
+        batch = [i for i in batch if any(trajs[i].mask)]                # a context full at once trains nothing
+        if not batch:
+            continue
+        part, stats, top = micro_loss(batch)
+        part.backward()
+        loss += part.detach()
+        sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
+        largest = max(largest, top)
+    for _, p, master in optimizer.pairs:
+        if dist.is_available() and dist.is_initialized():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            dist.all_reduce(p.grad)
+        if master is not p and p.grad is not None:
+            master.grad, p.grad = p.grad.float(), None
+    masters = [master for _, _, master in optimizer.pairs]
+    norm = float(torch.nn.utils.clip_grad_norm_(masters, max_grad_norm))
+    names = sorted(sums)
+    loss, *totals = summed([float(loss), *(float(sums[k]) for k in names)])
+    skipped = int(not (math.isfinite(loss) and math.isfinite(norm)))
+    if not skipped:                                                     # a NaN must not reach weights or moments
+        for g in optimizer.param_groups:
+            g["lr"] = lr
+        optimizer.step()
+        with torch.no_grad():
+            for _, p, master in optimizer.pairs:
+                if master is not p:
+                    p.copy_(master)
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}, dict(zip(names, totals)), float(largest)
+
+
+def flat(trajs, batch, values, device):
+    """Values parallel to `ids` at the trained tokens of a batch of trajectories, [N] float32."""
+    return torch.tensor([v for i in batch for v, m in zip(values[i], trajs[i].mask) if m], device=device)
+
+
+def sft_step(model, optimizer, trajs, *, lr, micro_tokens=16384, max_grad_norm=1.0):
+    """One optimiser step of cross-entropy on the trained tokens, averaged over all of them."""
+    [total] = summed([sum(map(sum, (t.mask for t in trajs)))])
+
+    def micro_loss(batch):
+        logp = trained_logps(model, [trajs[i] for i in batch])
+        return -logp.sum() / total, {}, 0.0
+
+    metrics, _, _ = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
+    return {**metrics, "tokens": int(total)}
+
+
+def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, kl_coef=0.0,
+              ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, micro_tokens=16384,
+              max_grad_norm=1.0):
+    """One optimiser step of GRPO. advantages[i][k] belongs to turn k of trajectory i; the old log-probs are those
+    recorded while sampling, so `temperature` must be the sampler's.
+
+    aggregate  token: mean over all trained tokens of the step (long trajectories weigh more)
+               sequence: mean of per-trajectory means (GRPO as first published)
+               constant: sum / (trajectories * constant_tokens), Dr. GRPO: no bias from length
+    Metrics: `kl` is the k3 estimate between sampler and current policy (0 at the first step on fresh rollouts,
+    anything else there is a bug), `entropy` is estimated from the sampled tokens.
+    """
+    assert aggregate in ("token", "sequence", "constant"), aggregate
+    for i, (t, a) in enumerate(zip(trajs, advantages, strict=True)):
+        assert len(a) > max(t.turn, default=-1), f"trajectory {i}: {len(a)} advantages, {max(t.turn) + 1} turns"
+    lengths = [sum(t.mask) for t in trajs]
+    total, count = summed([sum(lengths), len(trajs)])
+    if aggregate == "constant" and not constant_tokens:
+        raise ValueError("aggregate='constant' needs constant_tokens, e.g. turns x tokens per turn")
+    weight = {"token": lambda n: 1 / total, "sequence": lambda n: 1 / (count * max(n, 1)),
+              "constant": lambda n: 1 / (count * constant_tokens)}[aggregate]
+
+    per_token = [[a[k] if k >= 0 else 0.0 for k in t.turn] for t, a in zip(trajs, advantages)]
+
+    def micro_loss(batch):
+        device = model.device
+        logp = trained_logps(model, [trajs[i] for i in batch], temperature)              # [N], as all below
+        old = flat(trajs, batch, [t.logps for t in trajs], device)
+        adv = flat(trajs, batch, per_token, device)
+        ref = flat(trajs, batch, ref_logps, device) if kl_coef else None
+        owner = torch.tensor([j for j, i in enumerate(batch) for _ in range(lengths[i])], device=device)
+        each = torch.tensor([weight(lengths[i]) for i in batch], device=device)[owner]
+        loss, stats = policy_loss(logp, old, adv, clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef,
+                                  ref_logp=ref, sequence=owner if gspo else None)
+        d = (logp - old).detach()
+        sums = {k: v.sum() for k, v in stats.items()}
+        sums |= {"kl": (torch.expm1(d) - d).sum(), "entropy": -logp.detach().sum()}
+        return (loss * each).sum(), sums, float(stats["ratio"].max())
+
+    metrics, sums, largest = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
+    means = {k: v / max(total, 1) for k, v in sums.items()}
+    metrics |= {"ratio_mean": means.pop("ratio", 0.0), "ratio_max": largest, "clip_frac": means.pop("clip", 0.0)}
+    return {**metrics, **means, "tokens": int(total)}
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+MARKER = "trainer.json"                                                 # written last: with it, all else is there
+
+
+def complete_checkpoint(path):
+    """The newest complete copy of a checkpoint: `path`, or what a kill between two renames left beside it."""
+    return next((p for p in (path, path + ".tmp", path + ".old") if os.path.isfile(os.path.join(p, MARKER))), None)
+
+
+def sync(path):
+    """Make a file or folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
+    """Write a Hugging Face folder (with chat template), the optimiser as safetensors and `state` as JSON.
+
+    Atomic: everything goes to `path`.tmp, then two renames put it in place of the old copy.
+    """
+    path = os.path.abspath(os.path.expanduser(str(path)))
+    temp, old = path + ".tmp", path + ".old"
+    try:
+        if os.path.exists(path) and not os.path.isfile(os.path.join(path, MARKER)) and os.listdir(path):
+            raise PolicyError(f"cannot save to {path}: it holds something that is not a complete checkpoint")
+        found = complete_checkpoint(path)
+        if found and found != path:                                     # finish the renames a kill interrupted
+            os.rename(found, path)
+        shutil.rmtree(temp, ignore_errors=True)
+        os.makedirs(temp)
+        model.save_pretrained(temp)
+        tokenizer.save_pretrained(temp)
+        saved = {"state": state or {}, "optimizer": None}
+        if optimizer is not None:
+            tensors = {}
+            for name, p, master in optimizer.pairs:
+                if master is not p:
+                    tensors[f"{name}|master"] = master
+                for key, value in optimizer.state[master].items():
+                    tensors[f"{name}|{key}"] = value
+            save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(temp, "optimizer.safetensors"))
+            group = optimizer.param_groups[0]
+            saved["optimizer"] = {k: group[k] for k in ("lr", "weight_decay", "betas")}
+        for name in os.listdir(temp):
+            sync(os.path.join(temp, name))
+        with open(os.path.join(temp, MARKER), "w") as f:
+            json.dump(saved, f)
+            f.flush()
+            os.fsync(f.fileno())
+        sync(temp)
+        shutil.rmtree(old, ignore_errors=True)
+        if os.path.exists(path):
+            os.rename(path, old)
+        os.rename(temp, path)
+        sync(os.path.dirname(path))
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise PolicyError(f"cannot save to {path}: {error}") from error
+
+
+def load_checkpoint(path, device=None):
+    """(model, tokenizer, optimizer or None, state) as saved; moments and master weights are restored bit for bit."""
+    path = os.path.abspath(os.path.expanduser(str(path)))
+    found = complete_checkpoint(path)
+    if found is None:
+        missing = f"{MARKER} is missing, so it was not written to its end" if os.path.isdir(path) else \
+            "the folder does not exist"
+        raise PolicyError(f"no checkpoint at {path}: {missing}")
+    try:
+        with open(os.path.join(found, MARKER)) as f:
+            saved = json.load(f)
+        model, tokenizer = load_policy(found, device)
+        optimizer = None
+        if saved["optimizer"]:
+            optimizer = make_optimizer(model, **saved["optimizer"])
+            with safe_open(os.path.join(found, "optimizer.safetensors"), "pt") as f:
+                tensors = {key: f.get_tensor(key) for key in f.keys()}
+            for name, _, master in optimizer.pairs:
+                own = {k.rsplit("|", 1)[1]: v for k, v in tensors.items() if k.rsplit("|", 1)[0] == name}
+                with torch.no_grad():
+                    if "master" in own:
+                        master.copy_(own.pop("master"))
+                optimizer.state[master] = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise PolicyError(f"checkpoint {found} is damaged: {str(error).strip().splitlines()[0]}") from error
+    return model, tokenizer, optimizer, saved["state"]
+
+
+# ------------------------------------------------------------------------------------------------ python grpo.py
+
+CITIES = "Oslo Lima Cairo Kyoto Quito Turin Dakar Perth Hanoi Izmir Sofia Delhi".split()
+
+
+class DummyEnv:
+    """Fixed texts of realistic length: what a rollout costs apart from any environment."""
+
+    def __init__(self, task, turns):
+        self.task, self.turns, self.said, self.user = task, turns, 0, self
+        self.system_prompt = (
+            "You are a travel assistant who talks with one traveller. Each turn you make one move: [action] asks the "
+            "traveller about a wish, [search] looks up flights, hotels or cars, [answer] proposes one option by its "
+            "number. Wishes are told only when asked for, one at a time. Be brief and do not guess.")
+
+    def reset(self):
+        a, b = CITIES[self.task % 12], CITIES[(self.task * 5 + 1) % 12]
+        return f"Hi! I need a flight from {a} to {b} next month, and a hotel for {2 + self.task % 5} nights.", {}
+
+    def turn(self, action):
+        reply = yield f"{self.said}: {action[:10]}"
+        self.said += 1
+        return (f"{reply} I would like to leave before {6 + (self.task + self.said) % 12} in the morning and to pay at "
+                f"most {100 + 20 * self.said} for it."), 0.5, self.said >= self.turns, False, {}
+
+    def answer(self, queries):
+        return ["Well, since you ask me about it:"] * len(queries)
+
+
+def plain_rollout(model, tokenizer, trajs, new, clock):
+    """The same conversations by transformers' generate: every turn re-encodes the whole history of all of them in
+    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs."""
+    pad, turns = tokenizer.pad_token_id, len(trajs[0].turn_rewards)
+    bounds = [[i for i, k in enumerate(t.turn) if k >= 0 and t.turn[i - 1] < 0] + [len(t.ids)] for t in trajs]
+    said = [t.ids[:b[0]] for t, b in zip(trajs, bounds)]
+    for k in range(turns):
+        width = max(map(len, said))
+        ids = torch.tensor([[pad] * (width - len(s)) + s for s in said], device=model.device)    # [B, T]
+        real = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in said], device=model.device)
+        tick = time.perf_counter()
+        out = model.generate(input_ids=ids, attention_mask=real, do_sample=True, temperature=1.0,
+                             top_k=0, top_p=1.0, max_new_tokens=new, eos_token_id=None, pad_token_id=pad,
+                             return_dict_in_generate=True, output_logits=k == turns - 1)
+        clock["generate"] = clock.get("generate", 0) + time.perf_counter() - tick
+        sampled = out.sequences[:, width:]                                                       # [B, new]
+        for s, row, t, b in zip(said, sampled.tolist(), trajs, bounds):
+            s += row + t.ids[b[k] + new:b[k + 1]]
+    logits = torch.stack(out.logits, 1).float()                                                  # [B, new, V]
+    return said, logits.gather(-1, sampled[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+def largest_gap(a, b):
+    """Largest difference between two lists of lists of numbers."""
+    return max(abs(x - y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+
+
+def main(quick):
+    talks, turns, new = (16, 4, 16) if quick else (64, 8, 20)
+    fresh_envs = lambda: [DummyEnv(i // 8, turns) for i in range(talks)]                         # groups of eight
+    with open(__file__) as f:
+        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
+          f"x {turns} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+    engine = Engine(model, tokenizer, rows=talks, max_len=1024)
+    engine.stop = -1                    # here only: no turn ends by itself, so that both sides do the same work
+    rollout(engine, [DummyEnv(0, 1) for _ in range(4)], max_new_tokens=4)                        # warm-up
+    ours, plain = {}, {}
+    trajs = rollout(engine, fresh_envs(), max_new_tokens=new, clock=ours)
+    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, plain)
+
+    print("self-checks (largest deviation)")
+    text = trajs[0].messages[:-1]
+    whole = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
+    print(f"  pieces = chat template         {'yes' if demo_trajectory(tokenizer, text).ids == whole[:-1] else 'NO'}")
+    gap = largest_gap([t.logps for t in trajs], token_logps(model, trajs))
+    print(f"  cached = uncached              {gap:.1e}")
+    engine = Engine(model, tokenizer, rows=3, max_len=1024)
+    engine.stop = -1
+    some = rollout(engine, fresh_envs()[:5], max_new_tokens=new)
+    same = all(a.ids == b.ids for a, b in zip(some, trajs))
+    print(f"  {talks} rows = 3 rows              "
+          f"{largest_gap([t.logps for t in some], [t.logps for t in trajs[:5]]):.1e}"
+          f"{'' if same else ', tokens DIFFER'}")
+    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
+    last = [[x for x, k in zip(m, t.turn) if k == turns - 1] for m, t in zip(mine, trajs)]
+    print(f"  ours = generate's own          {largest_gap(last, plain_logps.tolist()):.1e}")
+    weights, norms = {k: v.clone() for k, v in model.state_dict().items()}, []
+    for micro_tokens in (1 << 20, 4 * len(trajs[0].ids), 1):
+        model.load_state_dict(weights)
+        m = grpo_step(model, make_optimizer(model, 1e-3), trajs[:8], [[(-1.0) ** (i + k) for k in range(turns)]
+                      for i in range(8)], lr=1e-3, micro_tokens=micro_tokens)
+        norms.append(m["grad_norm"])
+    print(f"  first ratio = 1                {abs(m['ratio_max'] - 1):.1e}")
+    print(f"  1 = 2 = 8 micro-batches          {(max(norms) - min(norms)) / max(norms):.1e} of the gradient norm\n")
+
+    parts = {k: ours[k] for k in ("prefill", "decode", "user", "other")}
+    seconds, sampled = sum(parts.values()), ours["sampled"]
+    print("rollout benchmark")
+    print(f"  generate, whole history again  {sampled / plain['generate']:8.0f} tokens/s  {plain['generate']:6.2f} s")
+    print(f"  this engine                    {sampled / seconds:8.0f} tokens/s  {seconds:6.2f} s   "
+          + ", ".join(f"{k} {v:.2f}" for k, v in parts.items()))
+    print(f"  ratio                          {plain['generate'] / seconds:8.1f}   "
+          f"({ours['sampled']} sampled, {ours['prompt']} prompt tokens computed, {ours['copied']} copied)")
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)

@@ -1,0 +1,596 @@
+"""An agent that learns from simulated users: cold start, GRPO, evaluation, play (UserRL, arXiv 2509.19736).
+
+    python userrl.py                                  the demo: a tiny model learns on a laptop CPU, nothing to download
+    python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
+    python userrl.py train --model=runs/cold/checkpoint --steps=200          GRPO from a checkpoint
+    python userrl.py eval  --model=runs/demo/checkpoint --gyms=travel        held-out tasks; --model=expert works too
+    python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
+    python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
+
+Every setting is a field of `Settings`, given as --key=value.  A run lives in runs/<name>/:
+config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl (seconds, memory),
+eval.json, samples.jsonl (whole conversations with reward, credit and advantage of each turn), checkpoint/.
+
+Left out: learning-rate sweeps, dashboards, more than one process.  envs.py says what is rewarded, rewards.py who
+gets the credit, grpo.py how a policy talks and learns; this file only wires them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import random
+import re
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import envs
+import grpo
+import rewards
+
+
+@dataclass
+class Settings:
+    name: str = ""                  # run folder under runs/; empty: the command's name, numbered if it exists
+    resume: bool = False            # go on with runs/<name> where its last checkpoint left it
+    seed: int = 0
+    gyms: str = "all"               # "all", or a comma-separated list
+    model: str = "tiny"             # "tiny" (made here, from scratch), a checkpoint folder or name, or "expert" (eval)
+    device: str = ""                # empty: cuda if there is one, else cpu
+    # the tiny model
+    vocab_size: int = 2048
+    hidden: int = 128
+    layers: int = 4
+    # cold start (SFT) on a careless scripted demonstrator
+    demos: int = 600                # demonstrations per gym
+    slip: float = 0.35              # how careless: probability of a poor move
+    sft_steps: int = 200
+    sft_batch: int = 32             # demonstrations per optimiser step
+    facts: int = 16                 # lines of plain reference text per optimiser step (stand-in for pre-training)
+    sft_lr: float = 2e-3
+    # GRPO
+    steps: int = 40
+    tasks: int = 12                 # tasks per step, shared among the gyms in turn
+    group: int = 8                  # rollouts per task
+    updates: int = 1                # optimiser steps per batch of rollouts
+    lr: float = 5e-4
+    warmup: float = 0.1             # share of the steps
+    temperature: float = 1.0
+    turn: str = "equalized"         # turn credit: naive | equalized | r2g | em
+    trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
+    combine: str = "scale"          # scale (released code) | paper (as printed) | shift (ours)
+    normalize: str = "std"          # std | center
+    gamma: float = 0.8
+    k: float = 2.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0                 # weight of the k3 KL to the policy RL started from
+    ratio: str = "token"            # token | sequence (GSPO)
+    aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
+    resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
+    # conversations
+    rows: int = 96                  # conversations generated at once
+    context: int = 1536             # tokens a conversation may hold
+    max_new_tokens: int = 32        # per turn
+    max_turns: int = 16
+    tier: str = "22"                # travel: preferences per aspect
+    wrong: int = 4                  # travel: wrong options per aspect (UserBench: 10)
+    noise_options: int = 0          # travel: noise options per aspect (UserBench: 5)
+    noise: float = 0.0              # probability that the scripted user misunderstands
+    vague: float = 0.0              # probability that it shrugs instead of answering
+    # evaluation and bookkeeping
+    eval_tasks: int = 64            # held-out tasks per gym
+    eval_temperature: float = 1.0   # the policy as trained; 0 is greedy
+    index: int = 0                  # play: which task
+    save_every: int = 10
+    sample_every: int = 10
+
+
+    def check(self) -> None:
+        """ValueError in one line for a setting out of its range."""
+        for key, allowed in {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
+                             "normalize": rewards.NORMALIZE, "ratio": ("token", "sequence"),
+                             "aggregate": ("token", "sequence", "constant")}.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+        least = {"group": 2, "temperature": 1e-3, "sft_batch": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
+                 "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
+        for key, value in dataclasses.asdict(self).items():
+            if isinstance(value, (int, float)) and not value >= least.get(key, 0):
+                raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
+        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
+            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise ValueError(f"--device={self.device}: {error}") from None
+        for gym in gym_names(self):
+            make_env(self, gym, 0, "train", None)
+
+
+class Stop(Exception):
+    """The user pressed Ctrl-C; the step that ran is finished."""
+
+
+# ---------------------------------------------------------------------------------------------- tasks and users
+
+def gym_names(s: Settings) -> list[str]:
+    names = list(envs.GYMS) if s.gyms == "all" else [g.strip() for g in s.gyms.split(",")]
+    if unknown := [g for g in names if g not in envs.GYMS]:
+        raise ValueError(f"unknown gym {unknown[0]!r}; choose from all, {', '.join(envs.GYMS)}")
+    return names
+
+
+def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
+    options = dict(tier=s.tier, wrong=s.wrong, noise=s.noise_options) if gym == "travel" else {}
+    return envs.make(gym, index, split, user=user, max_turns=s.max_turns, **options)
+
+
+def demonstrations(s: Settings, user) -> list[list[dict]]:
+    """Conversations of the careless demonstrator on training tasks, as chat messages, gyms in turn."""
+    talks = []
+    for index in range(s.demos):
+        for gym in gym_names(s):
+            env = make_env(s, gym, index, "train", user)
+            rewards_ = envs.play(env, lambda env: envs.expert(env, slip=s.slip))
+            roles = {"user": "user", "agent": "assistant"}
+            talk = [{"role": "system", "content": env.system_prompt}]
+            talk += [{"role": roles[role], "content": text} for role, text in env.history]
+            talks.append(talk[:-1] if rewards_ else talk)          # the last feedback is read by nobody
+    return talks
+
+
+def reference_text(s: Settings, index: int) -> list[str]:
+    """Lines of plain text that stand in for the pre-training which a model made from scratch lacks."""
+    gyms = gym_names(s)
+    return [envs.knowledge(gyms[i % len(gyms)], random.Random(f"{s.seed}/facts/{index}/{i}")) for i in range(s.facts)]
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+def summarise(gym_episodes: dict[str, list[dict]], user: str) -> dict:
+    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro and micro averages.
+
+    gym_episodes: gym -> one {"rewards": […], "solved": bool, "status": str} per held-out task.  Episodes whose user
+    failed are counted, not scored.
+    """
+    table, everything = {}, []
+    for gym, episodes in gym_episodes.items():
+        scored = [e for e in episodes if e["status"] != "user_error"]
+        returns = [sum(e["rewards"]) for e in scored]
+        everything += returns
+        mean, half = rewards.mean_ci(returns) if returns else (math.nan, math.nan)
+        average = lambda f: sum(map(f, scored)) / max(len(scored), 1)
+        table[gym] = {"return": mean, "ci95": half, "success": average(lambda e: e["solved"]),
+                      "turns": average(lambda e: len(e["rewards"])),
+                      "effective_turns": average(lambda e: rewards.effective_turns(e["rewards"])),
+                      "time_weighted": average(lambda e: rewards.time_weighted(e["rewards"])),
+                      "n": len(scored), "user_errors": len(episodes) - len(scored)}
+    gyms = list(table.values())
+    macro = {"return": sum(g["return"] for g in gyms) / len(gyms),
+             "ci95": math.sqrt(sum(g["ci95"] ** 2 for g in gyms)) / len(gyms)}
+    micro = dict(zip(("return", "ci95"), rewards.mean_ci(everything) if everything else (math.nan, math.nan)))
+    return {"gyms": table, "macro": macro, "micro": micro, "user": user}
+
+
+def evaluate(s: Settings, policy, user, seed: int = 0) -> dict:
+    """Play the held-out tasks.  policy: a grpo.Engine, or "expert".  Touches no random state but its own."""
+    todo = [make_env(s, gym, i, "test", user) for gym in gym_names(s) for i in range(s.eval_tasks)]
+    if policy == "expert":
+        played = [(envs.play(env, envs.expert), "done") for env in todo]
+    else:
+        talks = grpo.rollout(policy, todo, seeds=[(seed, 1, i) for i in range(len(todo))], temperature=s.eval_temperature or 1.0,
+                             greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        played = [(t.turn_rewards, t.status) for t in talks]
+    check_interrupt()
+    episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
+    for env, (earned, status) in zip(todo, played):
+        episodes[env.name].append({"rewards": earned, "solved": env.solved, "status": status})
+    return summarise(episodes, f"scripted, noise {s.noise}, vague {s.vague}")
+
+
+def print_table(columns: dict[str, dict]) -> None:
+    """Mean return on held-out tasks, one column a policy, one row a gym."""
+    names, gyms = list(columns), next(iter(columns.values()))["gyms"]
+    print(f"\n{'return on held-out tasks':28}" + "".join(f"{n:>17}" for n in names))
+    cell = lambda x: f"{x['return']:9.3f} ± {x['ci95']:.3f}"
+    for gym, row in gyms.items():
+        print(f"{gym + ' (' + str(row['n']) + ' tasks)':28}" + "".join(f"{cell(columns[n]['gyms'][gym]):>17}" for n in names))
+    print(f"{'macro average':28}" + "".join(f"{cell(columns[n]['macro']):>17}" for n in names))
+    print(f"{'tasks solved':28}" + "".join(
+        f"{100 * sum(g['success'] for g in columns[n]['gyms'].values()) / len(gyms):15.0f} %" for n in names))
+    print(f"({next(iter(columns.values()))['user']}; ± is half a 95 % interval over the tasks)")
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+class Run:
+    """The run folder: what was set, what was measured, where to go on."""
+
+    def __init__(self, s: Settings, command: str):
+        self.s, self.command = s, command
+        name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
+                              if not (Path("runs") / n).exists())
+        self.path = Path("runs") / name
+        self.state = {"phase": "", "step": 0}
+        if s.resume:
+            self._resume()
+        elif (self.path / "config.json").exists():
+            raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write("config.json", {"command": command, **dataclasses.asdict(s)})
+        self.evals = self.read("eval.json", {})
+
+    def _resume(self) -> None:
+        saved = self.read("config.json", None)
+        if saved is None:
+            raise ValueError(f"nothing to resume: {self.path / 'config.json'} is missing or unreadable")
+        if saved.pop("command", None) != self.command:
+            raise ValueError(f"{self.path} was not started by '{self.command}'")
+        self.s = dataclasses.replace(Settings(**saved), name=self.path.name, resume=True)
+
+    def read(self, file: str, default):
+        try:
+            return json.loads((self.path / file).read_text())
+        except (OSError, ValueError):
+            return default
+
+    def write(self, file: str, data) -> None:
+        """All or nothing: a killed run never leaves half a JSON file."""
+        part = self.path / (file + ".part")
+        part.write_text(json.dumps(data, indent=1))
+        part.replace(self.path / file)
+
+    def log(self, file: str, row: dict) -> None:
+        with open(self.path / file, "a") as f:
+            f.write(json.dumps(row) + "\n")
+
+    def rewind(self) -> None:
+        """Drop the log lines that came after the checkpoint; the same steps will write them again."""
+        order = {"sft": 0, "rl": 1}
+        here = (order.get(self.state["phase"], -1), self.state["step"])
+        for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
+            if (self.path / file).exists():
+                kept = []
+                for line in (self.path / file).read_text().splitlines():
+                    try:
+                        row = json.loads(line)
+                    except ValueError:
+                        break                                                    # a line cut short by the kill
+                    if (order[row["phase"]], row["step"]) <= here:
+                        kept.append(line + "\n")
+                part = self.path / (file + ".part")
+                part.write_text("".join(kept))
+                part.replace(self.path / file)
+
+    def save(self, model, tokenizer, optimizer, **state) -> None:
+        self.state = state
+        grpo.save_checkpoint(self.path / "checkpoint", model, tokenizer, optimizer, state)
+
+    def evaluate(self, label: str, policy, user) -> None:
+        if label not in self.evals:
+            self.evals[label] = evaluate(self.s, policy, user)
+            self.write("eval.json", self.evals)
+        macro = self.evals[label]["macro"]
+        print(f"-- {label}: macro-average return {macro['return']:.3f} ± {macro['ci95']:.3f} on held-out tasks", flush=True)
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20             # Linux counts in KiB
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
+    """The cold start: next-token prediction on what the demonstrator said (and on reference text, all of it)."""
+    s, start = run.s, time.time()
+    demos = [grpo.demo_trajectory(tokenizer, talk) for talk in talks]
+    for step in range(first + 1, s.sft_steps + 1):
+        began = time.time()
+        per_epoch = max(len(demos) // s.sft_batch, 1)
+        order = np.random.default_rng((s.seed, 2, (step - 1) // per_epoch)).permutation(len(demos))
+        at = (step - 1) % per_epoch * s.sft_batch
+        batch = [demos[i] for i in order[at:at + s.sft_batch]]
+        batch += [grpo.text_trajectory(tokenizer, line) for line in reference_text(s, step)]
+        lr = grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.1, kind="cosine")
+        m = grpo.sft_step(model, optimizer, batch, lr=lr)
+        run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
+        run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": peak_gb()})
+        if step % 20 == 0 or step == s.sft_steps:
+            left = (time.time() - start) / (step - first) * (s.sft_steps - step)
+            print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
+                  f"{time.time() - began:5.2f} s  {peak_gb():4.2f} GB | {clock(left)} left", flush=True)
+        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer)
+
+
+def collect(s: Settings, engine, user, step: int, times: dict):
+    """The rollouts of one step, and their advantages: (trajectories, advantages, counts).  Dead groups are dropped."""
+    gyms, kept, counts = gym_names(s), [], {"groups": 0, "dead": 0, "user_error": 0, "talks": []}
+    for round_ in range(1 + s.resample):
+        wanted = s.tasks - len({t.group for t in kept})
+        if not wanted:
+            break
+        at = (step - 1) * s.tasks + round_ * s.steps * s.tasks                    # replacements: tasks of their own
+        tasks = [(gyms[(at + j) % len(gyms)], (at + j) // len(gyms)) for j in range(wanted)]
+        todo = [make_env(s, gym, index, "train", user) for gym, index in tasks for _ in range(s.group)]
+        groups = [at + j for j in range(wanted) for _ in range(s.group)]
+        talks = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, round_, i) for i in range(len(todo))],
+                             temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times)
+        for talk, env in zip(talks, todo):
+            talk.gym = env.name
+        fine = [t for t in talks if t.status != "user_error"]                     # its user failed: not a wrong move
+        scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in fine]
+        keep, _ = rewards.signal_groups(scores, [t.group for t in fine])
+        alive = [t for t, signal in zip(fine, keep) if signal]
+        kept += alive
+        counts["groups"] += wanted
+        counts["dead"] += wanted - len({t.group for t in alive})
+        counts["user_error"] += len(talks) - len(fine)
+        counts["talks"] += fine
+    advantages = rewards.turn_advantages([t.turn_rewards for t in kept], [t.tokens for t in kept], [t.group for t in kept],
+                                         s.turn, s.trajectory, s.combine, s.gamma, s.k, s.normalize) if kept else []
+    return kept, advantages, counts
+
+
+def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
+    """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps."""
+    s, start = run.s, time.time()
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    reference = start_policy(run, model, tokenizer) if s.kl else None
+    constant = s.max_turns * s.max_new_tokens                           # Dr. GRPO's divisor: the longest there can be
+    for step in range(first + 1, s.steps + 1):
+        began, times = time.time(), {}
+        talks, advantages, counts = collect(s, engine, user, step, times)
+        rolled = time.time()
+        lr = grpo.lr_schedule(step - 1, s.steps, s.lr, warmup=s.warmup, kind="constant")
+        ids = sorted({t.group for t in talks})
+        all_metrics = []
+        for part in range(s.updates):
+            mine = set(ids[part::s.updates])
+            pick = [i for i, t in enumerate(talks) if t.group in mine]
+            if pick:
+                batch = [talks[i] for i in pick]
+                all_metrics.append(grpo.grpo_step(
+                    model, optimizer, batch, [advantages[i] for i in pick], lr=lr, temperature=s.temperature,
+                    clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, gspo=s.ratio == "sequence",
+                    ref_logps=grpo.token_logps(reference, batch, s.temperature) if s.kl else None,
+                    aggregate=s.aggregate, constant_tokens=constant))
+        m = {k: float(np.mean([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
+        everyone = counts["talks"]
+        share = lambda f: sum(map(f, everyone)) / max(len(everyone), 1)
+        per_gym = {g: float(np.mean([sum(t.turn_rewards) for t in everyone if t.gym == g] or [math.nan])) for g in gym_names(s)}
+        row = {"phase": "rl", "step": step, "return": share(lambda t: sum(t.turn_rewards)), **per_gym,
+               "dead": counts["dead"] / counts["groups"], "user_error": counts["user_error"],
+               "truncated": share(lambda t: t.status in ("truncated", "length")),
+               "turns": share(lambda t: len(t.turn_rewards)), **m}
+        seconds = time.time() - began
+        run.log("metrics.jsonl", row)
+        run.log("times.jsonl", {"phase": "rl", "step": step, "seconds": seconds, "rollout": rolled - began,
+                                "gb": peak_gb(), **times})
+        left = (time.time() - start) / (step - first) * (s.steps - step)
+        print(f"rl {step:4d}/{s.steps} | return {row['return']:6.3f} (" + " ".join(f"{g[:6]} {r:5.2f}" for g, r in per_gym.items()) +
+              f") | dead {100 * row['dead']:3.0f}% cut {100 * row['truncated']:3.0f}% turns {row['turns']:4.1f} | "
+              f"kl {m.get('kl', 0):7.1e} clip {m.get('clip_frac', 0):4.2f} grad {m.get('grad_norm', 0):5.2f} "
+              f"ent {m.get('entropy', 0):4.2f} | {times.get('sampled', 0) / max(rolled - began, 1e-9):5.0f} tok/s {seconds:4.1f} s "
+              f"{peak_gb():4.2f} GB | {clock(left)} left", flush=True)
+        if talks and (step % s.sample_every == 0 or step == 1):
+            show_sample(run, step, talks, advantages)
+        finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer)
+
+
+def finish_step(run: Run, step: int, last: int, phase: str, *learner) -> None:
+    """Checkpoint when it is time, and before an interrupt takes effect."""
+    if step % run.s.save_every == 0 or step == last or interrupted:
+        run.save(*learner, phase=phase, step=step)
+    check_interrupt()
+
+
+def start_policy(run: Run, model, tokenizer):
+    """The frozen policy that RL started from, for the KL term; on disk, so that a resumed run has the same one."""
+    folder = run.path / "reference"
+    if not (folder / "config.json").exists():
+        grpo.save_checkpoint(folder, model, tokenizer)
+    return grpo.load_policy(str(folder.resolve()), device=run.s.device or None)[0]
+
+
+def show_sample(run: Run, step: int, talks, advantages) -> None:
+    """Write one conversation of the step to samples.jsonl and print it, with each turn's reward and advantage."""
+    s, i = run.s, step % len(talks)
+    talk, said = talks[i], [m for m in talks[i].messages if m["role"] == "assistant"]
+    credits = rewards.turn_credits(talk.turn_rewards, s.turn, s.gamma, s.k)
+    run.log("samples.jsonl", {"phase": "rl", "step": step, "gym": talk.gym, "status": talk.status, "messages": talk.messages,
+                              "rewards": talk.turn_rewards, "credits": credits, "advantages": advantages[i],
+                              "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
+    print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
+    turn = 0
+    for message in talk.messages[1:]:
+        lines = message["content"].split("\n")
+        text = (lines[0] + (f" … (+{len(lines) - 1} lines)" if len(lines) > 1 else ""))[:88]
+        if message["role"] == "assistant" and turn < len(advantages[i]):
+            print(f"   | agent {text:88} {talk.turn_rewards[turn]:5.2f} {advantages[i][turn]:+6.2f}")
+            turn += 1
+        else:
+            print(f"   | user  {text}")
+    print("   '--", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
+    """Run the phases ("sft", "rl") one after the other, evaluating between them; go on from a checkpoint if asked."""
+    run = Run(s, command)
+    s, began = run.s, time.time()
+    user = envs.ScriptedUser(s.noise, s.vague)
+    print(f"run folder {run.path}", flush=True)
+    talks = demonstrations(s, user) if s.model == "tiny" or "sft" in phases else []
+    resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
+    if resumed:
+        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
+        print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
+    elif s.model == "tiny":
+        texts = [m["content"] for talk in talks for m in talk] + [x for i in range(200) for x in reference_text(s, -i)]
+        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, seed=s.seed)
+    else:
+        model, tokenizer = grpo.load_policy(s.model, device=s.device or None)
+    run.rewind()
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens, gyms: "
+          f"{', '.join(gym_names(s))}", flush=True)
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    if not resumed:
+        run.evaluate("untrained" if s.model == "tiny" else "start", engine, user)
+    order = list(phases)
+    for phase in order[order.index(run.state["phase"]) if resumed else 0:]:
+        first = run.state["step"] if resumed and phase == run.state["phase"] else 0
+        if not first:
+            optimizer = grpo.make_optimizer(model, s.lr)                  # each phase starts with fresh moments
+        if phase == "sft":
+            train_sft(run, model, tokenizer, optimizer, first, talks)
+        else:
+            train_rl(run, model, tokenizer, optimizer, first, user)
+        run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
+    run.evaluate("expert", "expert", user)
+    print_table(run.evals)
+    print(f"{clock(time.time() - began)} minutes, {peak_gb():.2f} GB at most; everything is in {run.path}/\n"
+          f"talk to it:  python userrl.py play --gyms={gym_names(s)[0]} --model={run.path}/checkpoint")
+
+
+def demo(s: Settings) -> None:
+    start(s, "demo", ("sft", "rl"))
+
+
+def sft(s: Settings) -> None:
+    start(s, "sft", ("sft",))
+
+
+def train(s: Settings) -> None:
+    if s.model == "tiny" and not s.resume:
+        print("note: --model=tiny has no cold start; expect RL to stall (try the demo, or sft first)")
+    start(s, "train", ("rl",))
+
+
+def eval_(s: Settings) -> None:
+    """Evaluate a checkpoint, or the scripted expert, on held-out tasks."""
+    if s.model == "tiny":
+        raise ValueError("eval needs --model=<checkpoint folder> (or --model=expert)")
+    user = envs.ScriptedUser(s.noise, s.vague)
+    policy = "expert"
+    if s.model != "expert":
+        policy = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=s.rows, max_len=s.context)
+    run = Run(s, "eval")
+    run.evaluate(s.model, policy, user)
+    print_table(run.evals)
+    print(f"written to {run.path}/eval.json")
+
+
+class Person:
+    """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
+    user = None
+
+    def __init__(self, system_prompt: str, first: str):
+        self.system_prompt, self.first = system_prompt, first
+
+    def reset(self):
+        return self.first, {}
+
+    def turn(self, action: str):
+        print(f"agent  {action}")
+        reply = input("you    ")
+        return reply, 0.0, not reply, False, {}
+        yield                                                               # a generator, like every env's turn
+
+
+def play(s: Settings) -> None:
+    """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
+    gym = gym_names(s)[0]
+    env = make_env(s, gym, s.index, "test", envs.ScriptedUser(s.noise, s.vague))
+    first, _ = env.reset()
+    print(f"{gym}: {env.system_prompt}\n")
+    if s.model != "tiny":
+        engine = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=1, max_len=s.context)
+        print(f"You are the user. For example: {first}")
+        grpo.rollout(engine, [Person(env.system_prompt, input("you    ") or first)], seeds=[(s.seed, int(time.time()))],
+                     temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+        return
+    print(f"user   {first}")
+    total, over = 0.0, False
+    while not over and (action := input("you    ")):
+        text, reward, terminated, truncated, info = env.step(action)
+        total, over = total + reward, terminated or truncated
+        print(f"user   {text}\n       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
+    print(f"return {total:.2f}; what was hidden: {env.task}")
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
+interrupted = False
+
+
+def check_interrupt() -> None:
+    if interrupted:
+        raise Stop
+
+
+def on_interrupt(*_) -> None:
+    global interrupted
+    if interrupted:
+        raise KeyboardInterrupt
+    interrupted = True
+    print("\nCtrl-C: finishing this step, then saving (once more to stop at once)", flush=True)
+
+
+def parse(argv: list[str]) -> tuple[str, Settings]:
+    """("demo", settings) from ["demo", "--key=value", …]; ValueError with one clear line for anything else."""
+    command = argv[0] if argv and not argv[0].startswith("-") else "demo"
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
+    types, values = {f.name: type(f.default) for f in dataclasses.fields(Settings)}, {}
+    for item in argv[1 if argv and argv[0] == command else 0:]:
+        key, equals, value = item.removeprefix("--").partition("=")
+        if not item.startswith("--") or not equals:
+            raise ValueError(f"cannot read {item!r}; settings look like --key=value")
+        if key not in types:
+            close = difflib.get_close_matches(key, types, 1)
+            raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
+        try:
+            values[key] = {"true": True, "false": False}[value.lower()] if types[key] is bool else types[key](value)
+        except (ValueError, KeyError):
+            raise ValueError(f"--{key} takes {types[key].__name__}, not {value!r}") from None
+    settings = Settings(**values)
+    settings.check()
+    return command, settings
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    try:
+        command, s = parse(argv)
+        if command != "play":
+            signal.signal(signal.SIGINT, on_interrupt)
+        COMMANDS[command](s)
+        return 0
+    except Stop:
+        print("stopped; the same command with --name=<the run's name> --resume=True goes on")
+        return 130
+    except (KeyboardInterrupt, EOFError):
+        print("\nstopped")
+        return 130
+    except (ValueError, OSError) as error:                                  # PolicyError is a ValueError
+        print(f"userrl.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
