@@ -65,7 +65,7 @@ CHAT_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content 
 
 
 def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384,
-                max_len=4096, seed=0):
+                max_len=4096, init=0.1, seed=0):
     """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`."""
     bpe = Tokenizer(models.BPE())
     # A newline is always its own token, so that "user\n" + text encodes to the tokens of its two halves.
@@ -81,7 +81,7 @@ def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=4, heads=4, kv_hea
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=head_dim, intermediate_size=ffn, max_position_embeddings=max_len,
-        tie_word_embeddings=True, bos_token_id=None, dtype="float32",
+        tie_word_embeddings=True, bos_token_id=None, dtype="float32", initializer_range=init,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     with torch.random.fork_rng(devices=[]):                             # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)

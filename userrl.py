@@ -30,12 +30,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
+import grpo                             # before torch: it sets how torch's threads wait
 import envs
-import grpo
+import numpy as np
 import rewards
+import torch
 
 
 @dataclass
@@ -46,17 +45,21 @@ class Settings:
     gyms: str = "all"               # "all", or a comma-separated list
     model: str = "tiny"             # "tiny" (made here, from scratch), a checkpoint folder or name, or "expert" (eval)
     device: str = ""                # empty: cuda if there is one, else cpu
+    micro_tokens: int = 2048        # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
     # the tiny model
     vocab_size: int = 2048
     hidden: int = 128
-    layers: int = 4
+    layers: int = 3
+    # reading: plain text that teaches a model made from scratch its words (stand-in for pre-training)
+    read_steps: int = 500
+    facts: int = 24                 # lines per optimiser step (half as many go on during SFT)
+    read_lr: float = 5e-3
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 600                # demonstrations per gym
     slip: float = 0.35              # how careless: probability of a poor move
-    sft_steps: int = 200
-    sft_batch: int = 32             # demonstrations per optimiser step
-    facts: int = 16                 # lines of plain reference text per optimiser step (stand-in for pre-training)
-    sft_lr: float = 2e-3
+    sft_steps: int = 300
+    sft_batch: int = 16             # demonstrations per optimiser step
+    sft_lr: float = 3e-3
     # GRPO
     steps: int = 40
     tasks: int = 12                 # tasks per step, shared among the gyms in turn
@@ -149,10 +152,10 @@ def demonstrations(s: Settings, user) -> list[list[dict]]:
     return talks
 
 
-def reference_text(s: Settings, index: int) -> list[str]:
+def reference_text(s: Settings, index: int, lines: int) -> list[str]:
     """Lines of plain text that stand in for the pre-training which a model made from scratch lacks."""
     gyms = gym_names(s)
-    return [envs.knowledge(gyms[i % len(gyms)], random.Random(f"{s.seed}/facts/{index}/{i}")) for i in range(s.facts)]
+    return [envs.knowledge(gyms[i % len(gyms)], random.Random(f"{s.seed}/facts/{index}/{i}")) for i in range(lines)]
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -257,7 +260,7 @@ class Run:
 
     def rewind(self) -> None:
         """Drop the log lines that came after the checkpoint; the same steps will write them again."""
-        order = {"sft": 0, "rl": 1}
+        order = {"read": 0, "sft": 1, "rl": 2}
         here = (order.get(self.state["phase"], -1), self.state["step"])
         for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
             if (self.path / file).exists():
@@ -293,26 +296,28 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
-    """The cold start: next-token prediction on what the demonstrator said (and on reference text, all of it)."""
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks, phase: str) -> None:
+    """Next-token prediction: in phase "read" on plain reference text, in phase "sft" on what the demonstrator said,
+    the cold start (a model made from scratch goes on reading beside it)."""
     s, start = run.s, time.time()
-    demos = [grpo.demo_trajectory(tokenizer, talk) for talk in talks]
-    for step in range(first + 1, s.sft_steps + 1):
+    steps, peak = (s.read_steps, s.read_lr) if phase == "read" else (s.sft_steps, s.sft_lr)
+    demos = [grpo.demo_trajectory(tokenizer, talk) for talk in talks] if phase == "sft" else []
+    per_epoch = max(len(demos) // s.sft_batch, 1)
+    for step in range(first + 1, steps + 1):
         began = time.time()
-        per_epoch = max(len(demos) // s.sft_batch, 1)
         order = np.random.default_rng((s.seed, 2, (step - 1) // per_epoch)).permutation(len(demos))
         at = (step - 1) % per_epoch * s.sft_batch
         batch = [demos[i] for i in order[at:at + s.sft_batch]]
-        batch += [grpo.text_trajectory(tokenizer, line) for line in reference_text(s, step)]
-        lr = grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.1, kind="cosine")
-        m = grpo.sft_step(model, optimizer, batch, lr=lr)
-        run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
-        run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": peak_gb()})
-        if step % 20 == 0 or step == s.sft_steps:
-            left = (time.time() - start) / (step - first) * (s.sft_steps - step)
-            print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
+        lines = 0 if s.model != "tiny" else s.facts if phase == "read" else s.facts // 2
+        batch += [grpo.text_trajectory(tokenizer, x) for x in reference_text(s, step if phase == "read" else -step, lines)]
+        m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, steps, peak), micro_tokens=s.micro_tokens)
+        run.log("metrics.jsonl", {"phase": phase, "step": step, **m})
+        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began, "gb": peak_gb()})
+        if step % (100 if phase == "read" else 25) == 0 or step == steps:
+            left = (time.time() - start) / (step - first) * (steps - step)
+            print(f"{phase:4} {step:4d}/{steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
                   f"{time.time() - began:5.2f} s  {peak_gb():4.2f} GB | {clock(left)} left", flush=True)
-        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer)
+        finish_step(run, step, steps, phase, model, tokenizer, optimizer)
 
 
 def collect(s: Settings, engine, user, step: int, times: dict):
@@ -366,7 +371,7 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
                     model, optimizer, batch, [advantages[i] for i in pick], lr=lr, temperature=s.temperature,
                     clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, gspo=s.ratio == "sequence",
                     ref_logps=grpo.token_logps(reference, batch, s.temperature) if s.kl else None,
-                    aggregate=s.aggregate, constant_tokens=constant))
+                    aggregate=s.aggregate, constant_tokens=constant, micro_tokens=s.micro_tokens))
         m = {k: float(np.mean([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
         everyone = counts["talks"]
         share = lambda f: sum(map(f, everyone)) / max(len(everyone), 1)
@@ -440,8 +445,8 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
         print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
     elif s.model == "tiny":
-        texts = [m["content"] for talk in talks for m in talk] + [x for i in range(200) for x in reference_text(s, -i)]
-        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, seed=s.seed)
+        texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
+        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
     else:
         model, tokenizer = grpo.load_policy(s.model, device=s.device or None)
     run.rewind()
@@ -455,11 +460,12 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
             optimizer = grpo.make_optimizer(model, s.lr)                  # each phase starts with fresh moments
-        if phase == "sft":
-            train_sft(run, model, tokenizer, optimizer, first, talks)
-        else:
+        if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user)
-        run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
+        else:
+            train_sft(run, model, tokenizer, optimizer, first, talks, phase)
+        if phase != "read":
+            run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
     run.evaluate("expert", "expert", user)
     print_table(run.evals)
     print(f"{clock(time.time() - began)} minutes, {peak_gb():.2f} GB at most; everything is in {run.path}/\n"
@@ -467,11 +473,11 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
 
 
 def demo(s: Settings) -> None:
-    start(s, "demo", ("sft", "rl"))
+    start(s, "demo", ("read", "sft", "rl"))
 
 
 def sft(s: Settings) -> None:
-    start(s, "sft", ("sft",))
+    start(s, "sft", ("read", "sft") if s.model == "tiny" else ("sft",))
 
 
 def train(s: Settings) -> None:
