@@ -50,27 +50,26 @@ class Settings:
     vocab_size: int = 2048
     hidden: int = 128
     layers: int = 3
-    # reading: plain text that teaches a model made from scratch its words (stand-in for pre-training)
-    read_steps: int = 500
-    facts: int = 24                 # lines per optimiser step (half as many go on during SFT)
-    read_lr: float = 5e-3
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 600                # demonstrations per gym
     slip: float = 0.35              # how careless: probability of a poor move
-    sft_steps: int = 300
-    sft_batch: int = 16             # demonstrations per optimiser step
-    sft_lr: float = 3e-3
+    sft_steps: int = 1000
+    sft_tokens: int = 2500          # tokens of demonstrations per optimiser step
+    sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
+    # ... which a model made from scratch begins by reading plain text (the stand-in for pre-training)
+    reading: float = 0.3            # share of the SFT steps that only read
+    facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
     # GRPO
-    steps: int = 40
+    steps: int = 50
     tasks: int = 12                 # tasks per step, shared among the gyms in turn
     group: int = 8                  # rollouts per task
     updates: int = 1                # optimiser steps per batch of rollouts
-    lr: float = 5e-4
+    lr: float = 3e-4
     warmup: float = 0.1             # share of the steps
     temperature: float = 1.0
-    turn: str = "equalized"         # turn credit: naive | equalized | r2g | em
+    turn: str = "r2g"         # turn credit: naive | equalized | r2g | em
     trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
-    combine: str = "scale"          # scale (released code) | paper (as printed) | shift (ours)
+    combine: str = "shift"          # scale (released code) | paper (as printed) | shift (ours)
     normalize: str = "std"          # std | center
     gamma: float = 0.8
     k: float = 2.0
@@ -86,7 +85,7 @@ class Settings:
     max_new_tokens: int = 32        # per turn
     max_turns: int = 16
     tier: str = "22"                # travel: preferences per aspect
-    wrong: int = 4                  # travel: wrong options per aspect (UserBench: 10)
+    wrong: int = 3                  # travel: wrong options per aspect (UserBench: 10)
     noise_options: int = 0          # travel: noise options per aspect (UserBench: 5)
     noise: float = 0.0              # probability that the scripted user misunderstands
     vague: float = 0.0              # probability that it shrugs instead of answering
@@ -94,7 +93,7 @@ class Settings:
     eval_tasks: int = 64            # held-out tasks per gym
     eval_temperature: float = 1.0   # the policy as trained; 0 is greedy
     index: int = 0                  # play: which task
-    save_every: int = 10
+    save_every: int = 25
     sample_every: int = 10
 
 
@@ -105,7 +104,7 @@ class Settings:
                              "aggregate": ("token", "sequence", "constant")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        least = {"group": 2, "temperature": 1e-3, "sft_batch": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
+        least = {"group": 2, "temperature": 1e-3, "sft_tokens": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
                  "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
         for key, value in dataclasses.asdict(self).items():
             if isinstance(value, (int, float)) and not value >= least.get(key, 0):
@@ -224,7 +223,7 @@ class Run:
         name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
                               if not (Path("runs") / n).exists())
         self.path = Path("runs") / name
-        self.state = {"phase": "", "step": 0}
+        self.state, self.cursor = {"phase": "", "step": 0}, 0               # cursor: demonstrations used so far
         if s.resume:
             self._resume()
         elif (self.path / "config.json").exists():
@@ -260,7 +259,7 @@ class Run:
 
     def rewind(self) -> None:
         """Drop the log lines that came after the checkpoint; the same steps will write them again."""
-        order = {"read": 0, "sft": 1, "rl": 2}
+        order = {"sft": 0, "rl": 1}
         here = (order.get(self.state["phase"], -1), self.state["step"])
         for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
             if (self.path / file).exists():
@@ -296,28 +295,37 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks, phase: str) -> None:
-    """Next-token prediction: in phase "read" on plain reference text, in phase "sft" on what the demonstrator said,
-    the cold start (a model made from scratch goes on reading beside it)."""
-    s, start = run.s, time.time()
-    steps, peak = (s.read_steps, s.read_lr) if phase == "read" else (s.sft_steps, s.sft_lr)
-    demos = [grpo.demo_trajectory(tokenizer, talk) for talk in talks] if phase == "sft" else []
-    per_epoch = max(len(demos) // s.sft_batch, 1)
-    for step in range(first + 1, steps + 1):
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
+    """The cold start: next-token prediction on what the demonstrator said.
+
+    A model made from scratch first reads plain text, and then meets the demonstrations cut short, one turn at first
+    and whole only towards the end: attention learns to copy from a request in 100 tokens much sooner than in 600.
+    """
+    s, start, tiny = run.s, time.time(), run.s.model == "tiny"
+    order = np.random.default_rng((s.seed, 2)).permutation(len(talks))
+    for step in range(1, s.sft_steps + 1):
         began = time.time()
-        order = np.random.default_rng((s.seed, 2, (step - 1) // per_epoch)).permutation(len(demos))
-        at = (step - 1) % per_epoch * s.sft_batch
-        batch = [demos[i] for i in order[at:at + s.sft_batch]]
-        lines = 0 if s.model != "tiny" else s.facts if phase == "read" else s.facts // 2
-        batch += [grpo.text_trajectory(tokenizer, x) for x in reference_text(s, step if phase == "read" else -step, lines)]
-        m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, steps, peak), micro_tokens=s.micro_tokens)
-        run.log("metrics.jsonl", {"phase": phase, "step": step, **m})
-        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began, "gb": peak_gb()})
-        if step % (100 if phase == "read" else 25) == 0 or step == steps:
-            left = (time.time() - start) / (step - first) * (steps - step)
-            print(f"{phase:4} {step:4d}/{steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
+        progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # negative: only reading
+        turns = 1 + int(20 * progress**2) if tiny else 10_000
+        batch, used = [], 0
+        while progress > 0 and used < s.sft_tokens:
+            talk = talks[order[run.cursor % len(order)]]
+            run.cursor += 1
+            batch.append(grpo.demo_trajectory(tokenizer, talk[: 2 * turns + 1]))
+            used += len(batch[-1].ids)
+        if step <= first:
+            continue                                                    # resumed: the cursor had to catch up
+        lines = s.facts // (1 if progress <= 0 else 2) if tiny else 0
+        batch += [grpo.text_trajectory(tokenizer, line) for line in reference_text(s, step, lines)]
+        m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
+                          micro_tokens=s.micro_tokens)
+        run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
+        run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": peak_gb()})
+        if step % 100 == 0 or step == s.sft_steps:
+            left = (time.time() - start) / (step - first) * (s.sft_steps - step)
+            print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
                   f"{time.time() - began:5.2f} s  {peak_gb():4.2f} GB | {clock(left)} left", flush=True)
-        finish_step(run, step, steps, phase, model, tokenizer, optimizer)
+        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer)
 
 
 def collect(s: Settings, engine, user, step: int, times: dict):
@@ -435,10 +443,21 @@ def show_sample(run: Run, step: int, talks, advantages) -> None:
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """Run the phases ("sft", "rl") one after the other, evaluating between them; go on from a checkpoint if asked."""
-    run = Run(s, command)
-    s, began = run.s, time.time()
-    user = envs.ScriptedUser(s.noise, s.vague)
+    run, began = Run(s, command), time.time()
     print(f"run folder {run.path}", flush=True)
+    try:
+        learn(run, phases)
+    except Stop:
+        print(f"stopped after {run.state['phase']} step {run.state['step']}; go on with\n"
+              f"    python userrl.py {command} --name={run.path.name} --resume=True")
+        raise
+    print_table(run.evals)
+    print(f"{clock(time.time() - began)} minutes, {peak_gb():.2f} GB at most; everything is in {run.path}/\n"
+          f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}/checkpoint")
+
+
+def learn(run: Run, phases: tuple[str, ...]) -> None:
+    s, user = run.s, envs.ScriptedUser(run.s.noise, run.s.vague)
     talks = demonstrations(s, user) if s.model == "tiny" or "sft" in phases else []
     resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
     if resumed:
@@ -446,7 +465,9 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
     elif s.model == "tiny":
         texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
-        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
+        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
+                                            seed=s.seed)
+        model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         model, tokenizer = grpo.load_policy(s.model, device=s.device or None)
     run.rewind()
@@ -455,29 +476,24 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     if not resumed:
         run.evaluate("untrained" if s.model == "tiny" else "start", engine, user)
-    order = list(phases)
-    for phase in order[order.index(run.state["phase"]) if resumed else 0:]:
+    for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
             optimizer = grpo.make_optimizer(model, s.lr)                  # each phase starts with fresh moments
         if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user)
         else:
-            train_sft(run, model, tokenizer, optimizer, first, talks, phase)
-        if phase != "read":
-            run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
+            train_sft(run, model, tokenizer, optimizer, first, talks)
+        run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
     run.evaluate("expert", "expert", user)
-    print_table(run.evals)
-    print(f"{clock(time.time() - began)} minutes, {peak_gb():.2f} GB at most; everything is in {run.path}/\n"
-          f"talk to it:  python userrl.py play --gyms={gym_names(s)[0]} --model={run.path}/checkpoint")
 
 
 def demo(s: Settings) -> None:
-    start(s, "demo", ("read", "sft", "rl"))
+    start(s, "demo", ("sft", "rl"))
 
 
 def sft(s: Settings) -> None:
-    start(s, "sft", ("read", "sft") if s.model == "tiny" else ("sft",))
+    start(s, "sft", ("sft",))
 
 
 def train(s: Settings) -> None:
@@ -588,7 +604,6 @@ def main(argv: list[str]) -> int:
         COMMANDS[command](s)
         return 0
     except Stop:
-        print("stopped; the same command with --name=<the run's name> --resume=True goes on")
         return 130
     except (KeyboardInterrupt, EOFError):
         print("\nstopped")

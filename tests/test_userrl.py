@@ -15,7 +15,7 @@ import rewards
 import userrl
 
 ROOT = Path(userrl.__file__).parent
-SMALL = ["--hidden=32", "--layers=1", "--vocab_size=400", "--demos=12", "--read_steps=3", "--sft_steps=4", "--sft_batch=4", "--facts=4", "--steps=5",
+SMALL = ["--hidden=32", "--layers=1", "--vocab_size=400", "--demos=12", "--sft_steps=6", "--sft_tokens=600", "--facts=4", "--steps=5",
          "--tasks=3", "--group=4", "--rows=12", "--eval_tasks=3", "--max_turns=4", "--max_new_tokens=12", "--save_every=2",
          "--sample_every=3", "--context=700"]
 
@@ -44,7 +44,7 @@ def test_demo_end_to_end_and_twice_the_same(here, capsys):
             assert {"return", "ci95", "success", "turns", "effective_turns", "time_weighted", "n"} <= set(row["gyms"][gym])
     lines = [json.loads(x) for x in metrics("a").splitlines()]
     assert [(x["phase"], x["step"]) for x in lines] == (
-        [("read", i) for i in (1, 2, 3)] + [("sft", i) for i in (1, 2, 3, 4)] + [("rl", i) for i in (1, 2, 3, 4, 5)])
+        [("sft", i) for i in range(1, 7)] + [("rl", i) for i in (1, 2, 3, 4, 5)])
     sample = json.loads(Path("runs/a/samples.jsonl").read_text().splitlines()[0])
     assert len(sample["rewards"]) == len(sample["credits"]) == len(sample["advantages"])
     assert userrl.main(["demo", "--name=b", *SMALL]) == 0
