@@ -1,4 +1,4 @@
-"""Eight gyms for agents that talk with a user: tasks, simulated users, rewards, experts.
+"""Gyms for agents that talk with a user: tasks, simulated users, rewards, experts.
 
 An agent and a user take turns.  The agent's turn is one line of text,
 
@@ -86,12 +86,17 @@ def _stem(word: str) -> str:
 
 
 def _one_typo(said: str, meant: str) -> bool:
-    """One slip apart (a letter dropped, added, changed, or two swapped), in words of five letters or more."""
-    if min(len(said), len(meant)) < 5 or abs(len(said) - len(meant)) > 1:
+    """One slip apart (a letter dropped, added, changed, or two swapped), the first letter and five letters kept."""
+    if min(len(said), len(meant)) < 5 or abs(len(said) - len(meant)) > 1 or said[0] != meant[0] or said in EVERYDAY:
         return False
     i = next((i for i, (a, b) in enumerate(zip(said, meant)) if a != b), min(len(said), len(meant)))
     a, b = said[i:], meant[i:]
     return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+
+
+# Words that stand one letter from a lexicon's word and are no typo of it (as stems).
+EVERYDAY = {_stem(w) for w in "found sound short grass class smell shelf leather later still tower lower mouth water night "
+            "light right might grain pastry month father weather house mouse those these where there think thing".split()}
 
 
 @lru_cache(maxsize=50_000)
@@ -145,8 +150,9 @@ _ASKING = re.compile(r"\?|^\W*(what|which|who|whom|whose|when|where|why|how|is|a
                      r"\b(tell me|let me know|like to know|need to know|want to know|wonder|curious|could you|can you|"
                      r"would you|do you|please (give|share|specify|say|describe|name))\b", re.I)
 _REVEAL = re.compile(r"\b(ignore|disregard|forget) (all |your |the |any |my )*(previous |prior |above )*"
-                     r"(instruction|rule|prompt|order)|\b(tell|give|show|reveal|list|say) (me |us )?(all |every|the (answer|"
-                     r"secret|solution|goal)|your (secret|hidden|goal|prompt|instruction))|system prompt|developer mode", re.I)
+                     r"(instruction|rule|prompt|order)|\b(tell|give|show|reveal|list|say) (me |us )?(everything|"
+                     r"(all |every |the |your |all your |all the )+(hidden |secret )?(answer|secret|solution|prompt|instruction|"
+                     r"detail|wish|preference|goal\W*$))|\breveal\b|system prompt|developer mode", re.I)
 
 
 def intent(message: str) -> str:
@@ -499,6 +505,8 @@ class TravelGym(Env):
     @staticmethod
     def make_task(split: str, index: int, tier: str = "22", wrong: int = 10, noise: int = 5) -> dict:
         """Tier: a digit per aspect, its number of preferences.  Split by (aspects, preferences)."""
+        if tier not in TRIP_TIERS:
+            raise ValueError(f"travel: unknown tier {tier!r}; choose from {', '.join(TRIP_TIERS)}")
         def propose(rng):
             aspects = rng.sample(list(ASPECTS), len(tier))
             place, month, people = rng.choice(TRIP_PLACES), rng.choice(TRIP_MONTHS), rng.choice(TRIP_PEOPLE)
@@ -661,6 +669,7 @@ def travel_blind(env: Env) -> str:
 
 # ---- words
 
+TRIP_TIERS = ("22", "2222", "33", "233", "333", "44", "334", "444")       # easy: two; medium: three; hard: three
 TRIP_PLACES = ["Oslo", "Rome", "Lima", "Kyoto", "Porto", "Cairo", "Dublin", "Athens", "Bergen", "Seville", "Vienna", "Quito"]
 TRIP_MONTHS = ["January", "February", "April", "June", "July", "August", "October", "November"]        # "may" is also a verb
 TRIP_PEOPLE = ["two adults", "a family of four", "three friends", "six colleagues", "two couples", "a group of five"]
@@ -892,7 +901,8 @@ class IntentionGym(Env):
         else:
             say = "That does not matter to me.|Anything is fine there.|I have no wish there."
         text = yield from self.speak(say)
-        return self._tire(text, 0.0, 2 if self.told.intersection(asked) else 1)
+        repeated = kind == "ask" and len(asked) < 3 and self.told.intersection(asked)
+        return self._tire(text, 0.0, 2 if repeated else 1)
 
     def _tire(self, text: str, reward: float, annoyance: int = 1):
         """A message led nowhere or asked too much at once; having to repeat oneself is worse.  In the end the user leaves."""
@@ -909,7 +919,7 @@ def expert_intention(env: Env, rng: random.Random, slip: float) -> str:
     category = next(c for c, (things, _) in sorted(CATEGORIES.items()) if any(t in request for t in things.split("|")))
     slots = CATEGORIES[category][1].split()
     talk = " ".join(text for role, text in env.history if role == "agent")
-    known = {s for s in slots if SLOTS[s][0] and any(_says(request, t) for t in SLOTS[s][3].split("|"))}
+    known = {s for s in slots if any(_says(request, t) for t in SLOTS[s][3].split("|"))}
     known |= set(addressed(talk, {s: SLOTS[s][0] for s in slots}))
     open_ = [s for s in slots if s not in known] or slots
     slot = rng.choice(slots) if rng.random() < slip else min(rng.choices(open_, k=2), key=slots.index)
@@ -945,11 +955,11 @@ CATEGORIES = {
 }
 # slot -> (what a question about it may say, questions, values, ways to state it)
 SLOTS = {
-    "date": ("when|date|which day|what day|month|time of year", "When should it be?|Which date do you have in mind?|What day suits you?",
+    "date": ("when|date|which day|what day|time of year|when take place|which month|what month", "When should it be?|Which date do you have in mind?|What day suits you?",
              "the first of May|next Saturday|the end of June|early autumn|Christmas", "It should be around {}.|I am thinking of {} for it.|The plan is {}."),
-    "people": ("how many people|how big group|guest|people|who will come|who come|group|how many of you|person", "How many people will there be?|How many guests do you expect?|How big is the group?",
+    "people": ("how many people|how big group|guest|people|who will come|who come|group|how many of you|person|serving|headcount|traveller|traveler|travel with|many come", "How many people will there be?|How many guests do you expect?|How big is the group?",
                "two|five|eight|twelve|thirty", "There will be {} of us.|We are {} in all.|Count on {} heads."),
-    "budget": ("budget|cost|price|spend|how much money|afford|money|pay", "What is your budget?|How much do you want to spend?|What price can you afford?",
+    "budget": ("budget|cost|price|spend|how much money|afford|money|pay|rent|how big budget|how much pay", "What is your budget?|How much do you want to spend?|What price can you afford?",
                "50 dollars|120 dollars|300 dollars|900 dollars|2000 dollars", "I can pay {} at most.|My limit is {}.|I have {} for it."),
     "place": ("where|place|location|which city|which town|area|destination|venue", "Where should it be?|Which place do you prefer?|What location do you have in mind?",
               "by the sea|in the old town|near my office|in the mountains|close to a park", "I would like it {}.|It has to be {}.|Best would be {}."),
@@ -957,13 +967,13 @@ SLOTS = {
              "pizza|seafood|only vegetables|something spicy|cake", "I fancy {}.|{} would please everyone.|We love {}."),
     "music": ("music|song|playlist|band|listen", "What music do you like?|Which songs should play?|Do you want any music?",
               "jazz|old rock|a live guitar|techno|quiet piano", "I enjoy {}.|Play {} for me.|{} puts me in the mood."),
-    "style": ("style|theme|look|design|mood", "What style do you like?|Which theme do you want?|How should it look?",
+    "style": ("style|theme|design|mood|how look|which look|look like", "What style do you like?|Which theme do you want?|How should it look?",
               "modern|rustic|elegant|playful|plain", "It should feel {}.|Make it {}.|I like things {}."),
-    "duration": ("how long|duration|how many hours|how many days|last", "How long should it take?|What duration do you want?|How many hours should it last?",
+    "duration": ("how long|duration|how many hours|how many days|how much time|how many night|how many month|how many week|last for|how long last|hours last|last long", "How long should it take?|What duration do you want?|How many hours should it last?",
                  "half an hour|two hours|three days|a full week|six months", "It may take {}.|I have {} in mind as the span.|{} is enough."),
-    "transport": ("transport|travel by|get there|train|car|drive|bus|commute", "How will you get there?|Which transport do you prefer?|Do you travel by train or car?",
+    "transport": ("transport|travel by|get there|train|car|drive|bus|commute|how travel|how get|arrive", "How will you get there?|Which transport do you prefer?|Do you travel by train or car?",
                   "by train|by bike|by bus|on foot|in my old van", "I go {}.|I move around {}.|We come {}."),
-    "activity": ("activity|activities|do there|want to do|sight|things to do", "What do you want to do there?|Which activities do you like?|What sights do you want to see?",
+    "activity": ("activity|activities|do there|want to do|sight|things to do|like to do|do for fun", "What do you want to do there?|Which activities do you like?|What sights do you want to see?",
                  "hiking|museums|swimming|shopping|wine tasting", "I plan on {}.|{} is a must.|I dream of {}."),
     "interest": ("interest|hobby|hobbies|like to do|passion|enjoy", "What are their interests?|What hobby do they have?|What do they enjoy?",
                  "gardening|chess|old films|cooking|astronomy", "They are mad about {}.|Their free time goes to {}.|{} makes them happy."),
@@ -971,11 +981,11 @@ SLOTS = {
                "dark blue|green|red|silver|pale yellow", "I see it in {}.|{} is my favourite.|Something {} please."),
     "size": ("size|how big|how large|dimension|square", "What size do you need?|How big should it be?|How large is it?",
              "tiny|rather small|medium|quite big|huge", "It is {}.|Think of something {}.|A {} one."),
-    "deadline": ("deadline|by when|due|how soon|finish|urgent", "What is the deadline?|By when do you need it?|How soon must it be ready?",
+    "deadline": ("deadline|by when|due|how soon|finish|urgent|when need|when ready|due date|need it by|how fast", "What is the deadline?|By when do you need it?|How soon must it be ready?",
                  "tomorrow|within two weeks|before Friday|in three months|by Sunday night", "I need it {}.|It must be there {}.|Have it ready {}."),
-    "brand": ("brand|maker|company name|manufacturer|which company", "Which brand do you want?|What brand is it?|Is there a brand you trust?",
+    "brand": ("brand|maker|company name|manufacturer|which company|company called|what name|name on it|called", "Which brand do you want?|What brand is it?|Is there a brand you trust?",
               "Norvik|Alpano|Quill and Co|Tamaro|Bluefin", "The name is {}.|I trust {}.|It has to say {}."),
-    "goal": ("goal|purpose|what for|use it for|aim|achieve|hope", "What is your goal?|What do you want to use it for?|What is the purpose?",
+    "goal": ("goal|purpose|what for|use it for|aim|achieve|hope|use for|what use|why", "What is your goal?|What do you want to use it for?|What is the purpose?",
              "gaming|a job abroad|losing weight|selling honey|relaxing after work", "It is all about {}.|I am after {}.|I do it for {}."),
     "weight": ("weight|how heavy|weigh|light|carry", "How heavy may it be?|What weight is fine?|Will you carry it a lot?",
                "under one kilo|about two kilos|as light as paper|heavy but solid|below three kilos", "On the scale, {}.|I want it {}.|{} in my bag."),
@@ -983,21 +993,21 @@ SLOTS = {
                 "all day|ten hours|four hours|a whole weekend|two hours", "It must run {}.|Unplugged for {}.|I am away from the plug {}."),
     "diet": ("diet|vegetarian|vegan|allergy|allergic|allergies|not eat|gluten", "Is there a diet to respect?|Any allergies?|Is anyone vegetarian?",
              "no nuts|vegan|no milk|no pork|gluten free", "At our table: {}.|{} only.|We live {}."),
-    "ingredients": ("ingredient|fridge|at home already|have at hand|pantry", "Which ingredients do you have?|What is in your fridge?|Any ingredients to use?",
+    "ingredients": ("ingredient|fridge|at home already|have at hand|pantry|have at home|use up", "Which ingredients do you have?|What is in your fridge?|Any ingredients to use?",
                     "two carrots|a lot of rice|fresh basil|leftover potatoes|a pumpkin", "I still have {}.|{} should be used up.|My neighbour gave me {}."),
-    "equipment": ("equipment|tool|gear|device|machine|oven|own", "What equipment do you have?|Which tools do you own?|Any gear you can use?",
+    "equipment": ("equipment|tool|gear|device|machine|oven|do you own", "What equipment do you have?|Which tools do you own?|Any gear you can use?",
                   "one old pan|a mat|a small oven|nothing at all|two dumbbells", "I own {}.|There is {} here.|I can use {}."),
     "level": ("level|experience|beginner|advanced|skill|how good|how well", "What is your level?|How much experience do you have?|Are you a beginner?",
               "a complete beginner|quite advanced|out of practice|a professional|halfway there", "I am {}.|Call me {}.|I would say {}."),
     "injury": ("injury|injuries|injured|pain|health|medical|hurt", "Do you have any injuries?|Does anything hurt?|Any health problem?",
                "a bad knee|a stiff back|a weak shoulder|asthma|a sore ankle", "I have to mind {}.|There is {} to think of.|I suffer from {}."),
-    "frequency": ("how often|frequency|times a week|per week|every week|schedule", "How often do you want to do it?|How many times a week?|What schedule suits you?",
+    "frequency": ("how often|frequency|times a week|per week|every week|schedule|how many day week|how many hour week|days a week|hours a week|how many times", "How often do you want to do it?|How many times a week?|What schedule suits you?",
                   "twice a week|every morning|only on Sundays|once a month|every second day", "I can do it {}.|{} works for me.|Let us say {}."),
-    "topic": ("topic|subject|about what|what about|theme|what should it be about", "What is the topic?|Which subject is it on?|What should it be about?",
+    "topic": ("topic|subject|about what|theme|what should it be about|essay about|post about|speech about|it about", "What is the topic?|Which subject is it on?|What should it be about?",
               "bees|the moon landing|friendship|city traffic|my grandfather", "I write on {}.|It deals with {}.|{} is what it covers."),
     "audience": ("audience|reader|customer|for whom|who is it for|who will read|visitor|aimed at", "Who is the audience?|Who will read it?|Which customers do you want to reach?",
                  "teenagers|my colleagues|young parents|tourists|teachers", "It is meant for {}.|{} will see it.|I have {} in mind."),
-    "length": ("length|how many words|how many pages|word|page", "What length should it have?|How many pages do you need?|How many words?",
+    "length": ("length|how many words|how many pages|word|page|how long essay|how long post|how long speech|how long text|text long", "What length should it have?|How many pages do you need?|How many words?",
                "one page|five pages|400 words|ten pages|1500 words", "About {} should do.|Make that {}.|{} and not more."),
     "tone": ("tone|voice|formal|funny|serious|how should it sound", "What tone do you want?|Should it be formal or funny?|How should it sound?",
              "warm|dry|witty|solemn|angry", "Let it be {}.|I want to come across as {}.|It needs something {} in it."),
@@ -1051,7 +1061,8 @@ class TelepathyGym(Env):
 
     def action(self, message: str):
         self.hidden = {"goal": self.target}
-        named = addressed(message, NAMES, typos=False)        # "sharp" is no misspelt shark
+        compared = re.sub(r"\b(than|with|like|as|on) (an? |the )?\w+", " ", message)          # "bigger than a dog"
+        named = addressed(compared, NAMES, typos=False)       # "sharp" is no misspelt shark
         if named and not self.classic:
             return (yield from self.speak("If that is your guess, give it as an answer.|Do not ask for names. Answer if "
                                           "you know.|A guess belongs into an answer.")), 0.0, False
@@ -1069,7 +1080,10 @@ class TelepathyGym(Env):
             aux, phrase, _ = ATTRIBUTES[asked[0]]
             yes = asked[0] in self.true
             fact = f"it {aux} {phrase}" if yes else f"it {'cannot' if aux == 'can' else aux + ' not'} {phrase}"
-            say = f"Yes, {fact}.|Yes. {fact.capitalize()}." if yes else f"No, {fact}.|No. {fact.capitalize()}."
+            alone = fact[0].upper() + fact[1:]
+            say = f"Yes, {fact}.|Yes. {alone}." if yes else f"No, {fact}.|No. {alone}."
+            if re.search(r"\b(not|no|never|without|unable|non|neither)\b|n't\b", message, re.I):
+                say = f"{alone}.|Well, {fact}."                   # yes or no to a negative question misleads
         elif kind == "ask":
             say = "I cannot say yes or no to that.|I do not know about that.|Ask me something with yes or no."
         else:
@@ -1120,7 +1134,7 @@ ATTRIBUTES = {
     "danger": ("is", "dangerous", "dangerous|deadly|kill|hurt people|harm"),
     "water": ("does", "live in water", "water|sea|ocean|river|swim|underwater|lake"),
     "fly": ("can", "fly", "fly|flies|flying|flight|airborne"),
-    "legs": ("does", "have four legs", "four legs|legs|paws|hooves"),
+    "legs": ("does", "have four legs", "four legs|four feet|paws|hooves"),
     "mammal": ("is", "a mammal", "mammal|milk from its mother|live young"),
     "bird": ("is", "a bird", "bird|feather|beak"),
     "insect": ("is", "an insect", "insect|bug|six legs"),
@@ -1132,7 +1146,7 @@ ATTRIBUTES = {
     "cold": ("does", "live in cold places", "cold place|cold|ice|snow|arctic|polar"),
     "shell": ("does", "have a shell or armour", "shell|armour|armor|spikes|spines"),
     "horns": ("does", "have horns or tusks", "horn|tusk|antler"),
-    "tail": ("does", "have a long tail", "tail"),
+    "tail": ("does", "have a long tail", "long tail|tail"),
     "fruit": ("is", "a fruit", "fruit|berry"),
     "sweet": ("is", "sweet", "sweet|sugar|sugary|dessert"),
     "tree": ("does", "grow on a tree", "tree|grow on a tree"),
@@ -1177,7 +1191,7 @@ polar bear: big danger water legs mammal meat cold; deer: big legs mammal horns;
 dolphin: big water mammal meat; whale: big water mammal cold; seal: big water mammal meat cold; walrus: big danger water mammal meat cold horns
 shark: big danger water meat; salmon: water cold; goldfish: small water pet; crab: small water shell; octopus: water meat
 crocodile: big danger water legs meat africa shell tail; turtle: water legs pet shell; snake: danger meat tail; frog: small water legs; lizard: small legs tail pet
-penguin: water bird cold meat; ostrich: big fly_not bird africa; eagle: fly bird meat; owl: fly bird meat cold; parrot: fly bird pet; chicken: bird farm
+penguin: water bird cold meat; ostrich: big bird africa; eagle: fly bird meat; owl: fly bird meat cold; parrot: fly bird pet; chicken: bird farm
 duck: water fly bird farm; flamingo: water fly bird africa; bee: small fly insect farm; ant: small insect; butterfly: small fly insect stripes; mosquito: small danger fly insect
 """, "food": """
 apple: small fruit sweet tree red green round; banana: fruit sweet tree yellow; lemon: small fruit tree yellow round; cherry: small fruit sweet tree red round
@@ -1201,7 +1215,7 @@ shirt: cloth worn; glove: small cloth worn; hat: cloth worn outdoors round; ring
 chair: wood furniture; sofa: big cloth furniture; bed: big wood furniture cloth; bookshelf: big wood furniture desk; desk: wood furniture desk; hammock: cloth furniture outdoors
 axe: danger metal wood sharp outdoors; saw: danger metal sharp; hammer: metal wood; ladder: big wood outdoors; umbrella: cloth outdoors; tent: big cloth outdoors; blanket: cloth
 """}
-ENTITIES = {name.strip(): (category, frozenset(attributes.split()) - {"fly_not"})
+ENTITIES = {name.strip(): (category, frozenset(attributes.split()))
             for category, table in _TABLE.items() for row in table.strip().replace("\n", ";").split(";")
             for name, attributes in [row.split(":")]}
 NAMES = {name: name for name in ENTITIES}
@@ -1223,9 +1237,9 @@ def make(gym: str, index: int = 0, split: str = "train", task: dict | None = Non
         raise ValueError(f"unknown gym {gym!r}; choose from {', '.join(GYMS)}")
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}; choose train or test")
-    cls, of_task = GYMS[gym], {k: options.pop(k) for k in ("tier", "wrong", "noise") if k in options}
+    cls, of_task = GYMS[gym], {k: options.pop(k) for k in ("tier", "wrong", "noise") if gym == "travel" and k in options}
     try:
-        return cls(task or cls.make_task(split, index, **of_task), user, **options)
+        return cls(cls.make_task(split, index, **of_task) if task is None else task, user, **options)
     except TypeError as error:
         raise ValueError(f"{gym}: {error}") from None
 

@@ -329,32 +329,34 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
 
 
 def collect(s: Settings, engine, user, step: int, times: dict):
-    """The rollouts of one step, and their advantages: (trajectories, advantages, counts).  Dead groups are dropped."""
-    gyms, kept, counts = gym_names(s), [], {"groups": 0, "dead": 0, "user_error": 0, "talks": []}
+    """The rollouts of one step: (trajectories, their advantages, which of them carry a signal, counts).
+
+    Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (all scores equal)
+    are counted and not trained on; with --resample, other tasks are drawn in their place.
+    """
+    gyms, talks, counts, alive = gym_names(s), [], {"groups": 0, "user_error": 0}, 0
     for round_ in range(1 + s.resample):
-        wanted = s.tasks - len({t.group for t in kept})
-        if not wanted:
-            break
+        wanted = s.tasks - alive
         at = (step - 1) * s.tasks + round_ * s.steps * s.tasks                    # replacements: tasks of their own
-        tasks = [(gyms[(at + j) % len(gyms)], (at + j) // len(gyms)) for j in range(wanted)]
-        todo = [make_env(s, gym, index, "train", user) for gym, index in tasks for _ in range(s.group)]
-        groups = [at + j for j in range(wanted) for _ in range(s.group)]
-        talks = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, round_, i) for i in range(len(todo))],
+        todo, groups = [], []
+        for task in range(at, at + wanted):
+            todo += [make_env(s, gyms[task % len(gyms)], task // len(gyms), "train", user) for _ in range(s.group)]
+            groups += [task] * s.group
+        drawn = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, round_, i) for i in range(len(todo))],
                              temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times)
-        for talk, env in zip(talks, todo):
+        for talk, env in zip(drawn, todo):
             talk.gym = env.name
-        fine = [t for t in talks if t.status != "user_error"]                     # its user failed: not a wrong move
-        scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in fine]
-        keep, _ = rewards.signal_groups(scores, [t.group for t in fine])
-        alive = [t for t, signal in zip(fine, keep) if signal]
-        kept += alive
+        talks += [t for t in drawn if t.status != "user_error" and t.turn_rewards]
+        counts["user_error"] += sum(t.status == "user_error" for t in drawn)
         counts["groups"] += wanted
-        counts["dead"] += wanted - len({t.group for t in alive})
-        counts["user_error"] += len(talks) - len(fine)
-        counts["talks"] += fine
-    advantages = rewards.turn_advantages([t.turn_rewards for t in kept], [t.tokens for t in kept], [t.group for t in kept],
-                                         s.turn, s.trajectory, s.combine, s.gamma, s.k, s.normalize) if kept else []
-    return kept, advantages, counts
+        scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in talks]
+        keep, _ = rewards.signal_groups(scores, [t.group for t in talks])
+        alive = len({t.group for t, signal in zip(talks, keep) if signal})
+        if alive == s.tasks:
+            break
+    advantages = rewards.turn_advantages([t.turn_rewards for t in talks], [t.tokens for t in talks], [t.group for t in talks],
+                                         s.turn, s.trajectory, s.combine, s.gamma, s.k, s.normalize)
+    return talks, advantages, keep, {**counts, "dead": counts["groups"] - alive}
 
 
 def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
@@ -365,13 +367,13 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
     constant = s.max_turns * s.max_new_tokens                           # Dr. GRPO's divisor: the longest there can be
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
-        talks, advantages, counts = collect(s, engine, user, step, times)
+        talks, advantages, keep, counts = collect(s, engine, user, step, times)
         rolled = time.time()
         lr = grpo.lr_schedule(step - 1, s.steps, s.lr, warmup=s.warmup, kind="constant")
-        ids = sorted({t.group for t in talks})
+        ids = sorted({t.group for t, signal in zip(talks, keep) if signal})
         all_metrics = []
         for part in range(s.updates):
-            mine = set(ids[part::s.updates])
+            mine = set(ids[part::s.updates])                            # whole groups: half of one is biased
             pick = [i for i, t in enumerate(talks) if t.group in mine]
             if pick:
                 batch = [talks[i] for i in pick]
@@ -381,9 +383,8 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
                     ref_logps=grpo.token_logps(reference, batch, s.temperature) if s.kl else None,
                     aggregate=s.aggregate, constant_tokens=constant, micro_tokens=s.micro_tokens))
         m = {k: float(np.mean([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
-        everyone = counts["talks"]
-        share = lambda f: sum(map(f, everyone)) / max(len(everyone), 1)
-        per_gym = {g: float(np.mean([sum(t.turn_rewards) for t in everyone if t.gym == g] or [math.nan])) for g in gym_names(s)}
+        share = lambda f: sum(map(f, talks)) / max(len(talks), 1)
+        per_gym = {g: float(np.mean([sum(t.turn_rewards) for t in talks if t.gym == g] or [math.nan])) for g in gym_names(s)}
         row = {"phase": "rl", "step": step, "return": share(lambda t: sum(t.turn_rewards)), **per_gym,
                "dead": counts["dead"] / counts["groups"], "user_error": counts["user_error"],
                "truncated": share(lambda t: t.status in ("truncated", "length")),
