@@ -658,13 +658,27 @@ def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0
 
 # ------------------------------------------------------------------------------------------------ optimiser steps
 
-def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95)):
-    """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away."""
+def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95), muon=0.0):
+    """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away.
+
+    muon > 0: the matrices between embedding and head learn by Muon instead, at `muon` times the learning rate. For a
+    model made from scratch: heads that copy appear in half the steps. Returns the AdamW, which carries both (`parts`).
+    """
     pairs = [(name, p, p if p.dtype == torch.float32 else p.detach().float())
              for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([master for _, _, master in pairs], lr=lr, weight_decay=weight_decay, betas=betas)
+    inner = [m for name, _, m in pairs if muon and m.ndim == 2 and "embed" not in name and "head" not in name]
+    rest = [m for _, _, m in pairs if not any(m is x for x in inner)]
+    optimizer = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=betas)
     optimizer.pairs = pairs                                             # (name, parameter, master)
+    optimizer.parts = [(optimizer, 1.0)]                                # (optimiser, factor on the learning rate)
+    if inner:
+        optimizer.parts.append((torch.optim.Muon(inner, lr=lr * muon, weight_decay=weight_decay), muon))
     return optimizer
+
+
+def moments(optimizer, master):
+    """(The part of the optimiser that owns a parameter).state, where its moments are."""
+    return next(part.state for part, _ in optimizer.parts for g in part.param_groups if any(master is p for p in g["params"]))
 
 
 def lr_schedule(step, total, peak, warmup=0.1, kind="cosine"):
@@ -714,14 +728,16 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     loss, *totals = summed([float(loss), *(float(sums[k]) for k in names)])
     skipped = int(not (math.isfinite(loss) and math.isfinite(norm)))
     if not skipped:                                                     # a NaN must not reach weights or moments
-        for g in optimizer.param_groups:
-            g["lr"] = lr
-        optimizer.step()
+        for part, factor in optimizer.parts:
+            for g in part.param_groups:
+                g["lr"] = lr * factor
+            part.step()
         with torch.no_grad():
             for _, p, master in optimizer.pairs:
                 if master is not p:
                     p.copy_(master)
-    optimizer.zero_grad(set_to_none=True)
+    for master in masters:
+        master.grad = None
     return {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}, dict(zip(names, totals)), float(largest)
 
 
@@ -829,11 +845,12 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
             for name, p, master in optimizer.pairs:
                 if master is not p:
                     tensors[f"{name}|master"] = master
-                for key, value in optimizer.state[master].items():
+                for key, value in moments(optimizer, master)[master].items():
                     tensors[f"{name}|{key}"] = value
             save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(temp, "optimizer.safetensors"))
             group = optimizer.param_groups[0]
             saved["optimizer"] = {k: group[k] for k in ("lr", "weight_decay", "betas")}
+            saved["optimizer"]["muon"] = optimizer.parts[-1][1] if len(optimizer.parts) > 1 else 0.0
         for name in os.listdir(temp):
             sync(os.path.join(temp, name))
         with open(os.path.join(temp, MARKER), "w") as f:
@@ -874,7 +891,7 @@ def load_checkpoint(path, device=None):
                 with torch.no_grad():
                     if "master" in own:
                         master.copy_(own.pop("master"))
-                optimizer.state[master] = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
+                moments(optimizer, master)[master] = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise PolicyError(f"checkpoint {found} is damaged: {str(error).strip().splitlines()[0]}") from error
     return model, tokenizer, optimizer, saved["state"]

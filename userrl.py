@@ -56,6 +56,7 @@ class Settings:
     sft_steps: int = 1000
     sft_tokens: int = 2500          # tokens of demonstrations per optimiser step
     sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
+    muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW alone
     # ... which a model made from scratch begins by reading plain text (the stand-in for pre-training)
     reading: float = 0.3            # share of the SFT steps that only read
     facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
@@ -111,10 +112,15 @@ class Settings:
                 raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
         if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
             raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.noise, self.vague):
+            raise ValueError("--reading must be below 1, and --slip, --noise and --vague are probabilities")
+        if self.model == "tiny" and self.reading and not self.facts:
+            raise ValueError("--facts must be at least 1 while --reading is above 0")
+        rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
         try:
-            torch.device(self.device or "cpu")
-        except RuntimeError as error:
-            raise ValueError(f"--device={self.device}: {error}") from None
+            torch.zeros(1, device=self.device or "cpu").tolist()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
         for gym in gym_names(self):
             make_env(self, gym, 0, "train", None)
 
@@ -143,11 +149,11 @@ def demonstrations(s: Settings, user) -> list[list[dict]]:
     for index in range(s.demos):
         for gym in gym_names(s):
             env = make_env(s, gym, index, "train", user)
-            rewards_ = envs.play(env, lambda env: envs.expert(env, slip=s.slip))
+            envs.play(env, lambda env: envs.expert(env, slip=s.slip))
             roles = {"user": "user", "agent": "assistant"}
             talk = [{"role": "system", "content": env.system_prompt}]
             talk += [{"role": roles[role], "content": text} for role, text in env.history]
-            talks.append(talk[:-1] if rewards_ else talk)          # the last feedback is read by nobody
+            talks.append(talk[:-1])                                # the last feedback is read by nobody
     return talks
 
 
@@ -193,7 +199,6 @@ def evaluate(s: Settings, policy, user, seed: int = 0) -> dict:
         talks = grpo.rollout(policy, todo, seeds=[(seed, 1, i) for i in range(len(todo))], temperature=s.eval_temperature or 1.0,
                              greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
         played = [(t.turn_rewards, t.status) for t in talks]
-    check_interrupt()
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
     for env, (earned, status) in zip(todo, played):
         episodes[env.name].append({"rewards": earned, "solved": env.solved, "status": status})
@@ -203,7 +208,7 @@ def evaluate(s: Settings, policy, user, seed: int = 0) -> dict:
 def print_table(columns: dict[str, dict]) -> None:
     """Mean return on held-out tasks, one column a policy, one row a gym."""
     names, gyms = list(columns), next(iter(columns.values()))["gyms"]
-    print(f"\n{'return on held-out tasks':28}" + "".join(f"{n:>17}" for n in names))
+    print(f"\n{'return on held-out tasks':28}" + "".join(f"{n[-16:]:>17}" for n in names))
     cell = lambda x: f"{x['return']:9.3f} ± {x['ci95']:.3f}"
     for gym, row in gyms.items():
         print(f"{gym + ' (' + str(row['n']) + ' tasks)':28}" + "".join(f"{cell(columns[n]['gyms'][gym]):>17}" for n in names))
@@ -235,11 +240,19 @@ class Run:
 
     def _resume(self) -> None:
         saved = self.read("config.json", None)
-        if saved is None:
+        if not isinstance(saved, dict):
             raise ValueError(f"nothing to resume: {self.path / 'config.json'} is missing or unreadable")
         if saved.pop("command", None) != self.command:
             raise ValueError(f"{self.path} was not started by '{self.command}'")
-        self.s = dataclasses.replace(Settings(**saved), name=self.path.name, resume=True)
+        try:
+            saved = Settings(**saved)
+            saved.check()
+        except TypeError:
+            raise ValueError(f"{self.path / 'config.json'} was written by another version") from None
+        if changed := [f.name for f in dataclasses.fields(Settings) if f.name not in ("name", "resume")
+                       and getattr(self.s, f.name) not in (f.default, getattr(saved, f.name))]:
+            raise ValueError(f"a resumed run keeps its settings: --{changed[0]} was {getattr(saved, changed[0])!r} when it began")
+        self.s = dataclasses.replace(saved, name=self.path.name, resume=True)
 
     def read(self, file: str, default):
         try:
@@ -276,6 +289,9 @@ class Run:
                 part.replace(self.path / file)
 
     def save(self, model, tokenizer, optimizer, **state) -> None:
+        for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):          # a power cut must not lose logged steps
+            if (self.path / file).exists():
+                grpo.sync(self.path / file)
         self.state = state
         grpo.save_checkpoint(self.path / "checkpoint", model, tokenizer, optimizer, state)
 
@@ -283,6 +299,7 @@ class Run:
         if label not in self.evals:
             self.evals[label] = evaluate(self.s, policy, user)
             self.write("eval.json", self.evals)
+        check_interrupt()
         macro = self.evals[label]["macro"]
         print(f"-- {label}: macro-average return {macro['return']:.3f} ± {macro['ci95']:.3f} on held-out tasks", flush=True)
 
@@ -359,10 +376,9 @@ def collect(s: Settings, engine, user, step: int, times: dict):
     return talks, advantages, keep, {**counts, "dead": counts["groups"] - alive}
 
 
-def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
+def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) -> None:
     """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps."""
     s, start = run.s, time.time()
-    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     reference = start_policy(run, model, tokenizer) if s.kl else None
     constant = s.max_turns * s.max_new_tokens                           # Dr. GRPO's divisor: the longest there can be
     for step in range(first + 1, s.steps + 1):
@@ -380,9 +396,10 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
                 all_metrics.append(grpo.grpo_step(
                     model, optimizer, batch, [advantages[i] for i in pick], lr=lr, temperature=s.temperature,
                     clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, gspo=s.ratio == "sequence",
-                    ref_logps=grpo.token_logps(reference, batch, s.temperature) if s.kl else None,
+                    ref_logps=grpo.token_logps(reference, batch, s.temperature, s.micro_tokens) if s.kl else None,
                     aggregate=s.aggregate, constant_tokens=constant, micro_tokens=s.micro_tokens))
-        m = {k: float(np.mean([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
+        over = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
+        m = {k: float(over.get(k, np.mean)([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
         share = lambda f: sum(map(f, talks)) / max(len(talks), 1)
         per_gym = {g: float(np.mean([sum(t.turn_rewards) for t in talks if t.gym == g] or [math.nan])) for g in gym_names(s)}
         row = {"phase": "rl", "step": step, "return": share(lambda t: sum(t.turn_rewards)), **per_gym,
@@ -449,7 +466,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     try:
         learn(run, phases)
     except Stop:
-        print(f"stopped after {run.state['phase']} step {run.state['step']}; go on with\n"
+        print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
               f"    python userrl.py {command} --name={run.path.name} --resume=True")
         raise
     print_table(run.evals)
@@ -480,9 +497,10 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
     for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
-            optimizer = grpo.make_optimizer(model, s.lr)                  # each phase starts with fresh moments
+            muon = s.muon if phase == "sft" and s.model == "tiny" else 0.0
+            optimizer = grpo.make_optimizer(model, s.lr, muon=muon)       # each phase starts with fresh moments
         if phase == "rl":
-            train_rl(run, model, tokenizer, optimizer, first, user)
+            train_rl(run, model, tokenizer, optimizer, first, user, engine)
         else:
             train_sft(run, model, tokenizer, optimizer, first, talks)
         run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
@@ -511,6 +529,8 @@ def eval_(s: Settings) -> None:
     policy = "expert"
     if s.model != "expert":
         policy = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=s.rows, max_len=s.context)
+    if s.resume:
+        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
     run = Run(s, "eval")
     run.evaluate(s.model, policy, user)
     print_table(run.evals)
@@ -591,6 +611,8 @@ def parse(argv: list[str]) -> tuple[str, Settings]:
             raise ValueError(f"--{key} takes {types[key].__name__}, not {value!r}") from None
     settings = Settings(**values)
     settings.check()
+    if settings.model == "expert" and command != "eval":
+        raise ValueError("--model=expert is for eval only")
     return command, settings
 
 

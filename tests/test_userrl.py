@@ -90,6 +90,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(here, capsys, monkeypa
     monkeypatch.setattr(userrl, "finish_step", press)
     assert userrl.main(["demo", "--name=a", *SMALL]) == 130
     assert "--name=a --resume=True" in capsys.readouterr().out
+    assert json.loads(Path("runs/a/checkpoint/trainer.json").read_text())["state"] == {"phase": "rl", "step": 3}
     monkeypatch.setattr(userrl, "finish_step", real)
     monkeypatch.setattr(userrl, "interrupted", False)
     assert userrl.main(["demo", "--name=a", "--resume=True"]) == 0
@@ -124,7 +125,8 @@ def test_play_both_chairs(here, capsys, monkeypatch):
     (["eval", "--model=/no/such/place"], "/no/such/place"), (["eval"], "--model"), (["train", "--model=/no/such"], "/no/such"),
     (["demo", "--turn=magic"], "turn"), (["demo", "--combine=magic"], "combine"), (["demo", "--group=1"], "group"),
     (["demo", "--tier=999"], "tier"), (["demo", "--steps=-1"], "steps"), (["demo", "--temperature=0"], "temperature"),
-    (["demo", "--name=../x"], "name"), (["demo", "--device=abacus"], "abacus"), (["demo", "--ratio=golden"], "ratio"),
+    (["demo", "--name=../x"], "name"), (["demo", "--reading=1"], "reading"), (["demo", "--facts=0"], "facts"), (["demo", "--noise=7"], "noise"),
+    (["train", "--model=expert"], "expert"), (["demo", "--gamma=2"], "gamma"), (["demo", "--device=meta"], "meta"), (["demo", "--device=abacus"], "abacus"), (["demo", "--ratio=golden"], "ratio"),
 ])
 def test_bad_input_is_one_clear_line(here, capsys, argv, says):
     assert userrl.main([*argv[:1], *SMALL, *argv[1:]] if argv[0] in userrl.COMMANDS else argv) == 2
@@ -144,6 +146,16 @@ def test_a_run_is_never_overwritten(here, capsys):
     before = metrics("a")
     assert userrl.main(["sft", "--name=a", *SMALL]) == 2
     assert "--resume=True" in capsys.readouterr().err and metrics("a") == before
+
+
+def test_a_resumed_run_refuses_other_settings(here, capsys):
+    """--resume=True --steps=400 once went on with the old number of steps and said nothing."""
+    assert userrl.main(["sft", "--name=a", *SMALL]) == 0
+    assert userrl.main(["sft", "--name=a", "--resume=True", "--sft_steps=9"]) == 2
+    assert "--sft_steps was 6" in capsys.readouterr().err
+    Path("runs/a/config.json").write_text('{"command": "sft", "colour": 3}')
+    assert userrl.main(["sft", "--name=a", "--resume=True"]) == 2
+    assert "another version" in capsys.readouterr().err
 
 
 def test_half_a_checkpoint_is_one_clear_line(here, capsys):
