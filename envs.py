@@ -463,7 +463,7 @@ class TravelGym(Env):
             return self._reply("no such"), 0, False
         before = self.answers.get(aspect, {})
         if self._closed(aspect) or option in before:
-            return self._reply("closed"), 0, False
+            return self._reply("closed") + self._next(), 0, False
         facts = self.task[aspect] if aspect in self.wanted else {"best_id": "", "correct_ids": []}
         value = 1.0 if option == facts["best_id"] else 0.8 if option in facts["correct_ids"] else 0.0
         reward = value if self.classic else max(0.0, value - max(before.values(), default=0.0))
@@ -472,10 +472,15 @@ class TravelGym(Env):
             self.valid.append((self.turns, "answer"))
         done = sum(map(self._closed, self.answers)) >= len(self.wanted)
         self.solved = all(1.0 in self.answers.get(a, {}).values() for a in self.wanted)
-        return self._reply(value), reward, done
+        return self._reply(value) + ("" if done else self._next()), reward, done
 
     def _reply(self, kind) -> str:
         return self.rng.choice(TRIP_SAY[kind].split("|"))         # a verdict: no small talk around it
+
+    def _next(self) -> str:
+        """What is still to be chosen, in the order of the request: a user who waits for a hotel says so."""
+        left = [_plain(a) for a in self.wanted if not self._closed(a)]
+        return self.rng.choice((" Now the {}.", " What about the {}?", " The {} is still open.")).format(left[0]) if left else ""
 
     def _closed(self, aspect) -> bool:
         """The best was found, or no try is left; the episode ends when as many aspects are closed as were wanted."""
@@ -876,12 +881,12 @@ class IntentionGym(Env):
         topics = {s: SLOTS[s][0] for s in CATEGORIES[self.task["category"]][1].split()}
         asked = yield from self.understand(message, topics)
         hits = [s for s in asked if s in self.missing]
-        kind = intent(message)
+        kind, questions = intent(message), max(len(asked), message.count("?"))
         self.hidden = {"thought": f"heard {asked or kind}; still missing {sorted(self.missing)}"}
-        if not self.classic and (kind != "ask" or len(asked) > 2):
+        if not self.classic and (kind != "ask" or questions > 2):
             hits = []
         if hits:
-            extra = len(hits if self.classic else asked) - 1
+            extra = (len(hits) if self.classic else questions) - 1
             best = max(self.missing[s]["importance"] for s in hits)
             reward = max(0.0, {3: 1.0, 2: 0.7, 1: 0.4}[best] - 0.2 * extra)
             said = [self.rng.choice(SLOTS[s][3].split("|")).format(self.missing.pop(s)["value"]) for s in hits]
@@ -891,17 +896,17 @@ class IntentionGym(Env):
             if not self.missing:
                 self.solved = True
                 return text + " That is all I can think of.", reward, True
-            return self._tire(text, reward) if len(asked) > 1 else (text, reward, False)
-        if not asked or kind != "ask":
-            say = NOT_UNDERSTOOD[kind]
-        elif len(asked) > 2:
+            return self._tire(text, reward) if questions > 1 else (text, reward, False)
+        if kind == "ask" and questions > 2:
             say = "One question at a time, please.|Too many questions at once. Which one first?"
+        elif not asked or kind != "ask":
+            say = NOT_UNDERSTOOD[kind]
         elif any(s in self.told for s in asked):
             say = "I told you that already.|You know that already.|As I said before."
         else:
             say = "That does not matter to me.|Anything is fine there.|I have no wish there."
         text = yield from self.speak(say)
-        repeated = kind == "ask" and len(asked) < 3 and self.told.intersection(asked)
+        repeated = kind == "ask" and questions < 3 and self.told.intersection(asked)
         return self._tire(text, 0.0, 2 if repeated else 1)
 
     def _tire(self, text: str, reward: float, annoyance: int = 1):

@@ -92,6 +92,8 @@ SECRETS = {"budget": "50 dollars", "food": "izza", "date": "Christmas"}
     ("What is your budget, and what food do you want?", 0.8, ["budget", "food"]), ("What food? And when?", 0.5, ["date", "food"]),
     ("What is your budget and the style?", 0.8, ["budget"]),               # two questions, one of them worth something
     ("What is your budget, what food do you want, and when is it?", 0.0, []),
+    ("What is your budget? What hurt? Who play?", 0.0, []),                 # babble with a question in it: three questions
+    ("What is your budget? Who play?", 0.8, ["budget"]),
     ("Which music do you want?", 0.0, []), ("What style do you like?", 0.0, []), ("How many guests will come?", 0.0, []),
     ("budget", 0.0, []), ("budget food date", 0.0, []), ("I like money.", 0.0, []), ("Nice party!", 0.0, []),
     ("Can you tell me more?", 0.0, []), ("What do you want?", 0.0, []), ("Tell me everything.", 0.0, []),
