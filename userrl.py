@@ -228,7 +228,7 @@ class Run:
         name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
                               if not (Path("runs") / n).exists())
         self.path = Path("runs") / name
-        self.state, self.cursor = {"phase": "", "step": 0}, 0               # cursor: demonstrations used so far
+        self.state = {"phase": "", "step": 0}
         if s.resume:
             self._resume()
         elif (self.path / "config.json").exists():
@@ -319,15 +319,15 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
     and whole only towards the end: attention learns to copy from a request in 100 tokens much sooner than in 600.
     """
     s, start, tiny = run.s, time.time(), run.s.model == "tiny"
-    order = np.random.default_rng((s.seed, 2)).permutation(len(talks))
+    order, cursor = np.random.default_rng((s.seed, 2)).permutation(len(talks)), 0       # cursor: demonstrations used so far
     for step in range(1, s.sft_steps + 1):
         began = time.time()
         progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # negative: only reading
         turns = 1 + int(20 * progress**2) if tiny else 10_000
         batch, used = [], 0
         while progress > 0 and used < s.sft_tokens:
-            talk = talks[order[run.cursor % len(order)]]
-            run.cursor += 1
+            talk = talks[order[cursor % len(order)]]
+            cursor += 1
             batch.append(grpo.demo_trajectory(tokenizer, talk[: 2 * turns + 1]))
             used += len(batch[-1].ids)
         if step <= first:
@@ -476,10 +476,12 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
 
 def learn(run: Run, phases: tuple[str, ...]) -> None:
     s, user = run.s, envs.ScriptedUser(run.s.noise, run.s.vague)
-    talks = demonstrations(s, user) if s.model == "tiny" or "sft" in phases else []
-    resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
+    resumed, talks = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint")), []
     if resumed:
         model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
+    if run.state["phase"] == "sft" or not resumed and (s.model == "tiny" or "sft" in phases):
+        talks = demonstrations(s, user)                                 # resumed in RL, nobody would read them
+    if resumed:
         print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
     elif s.model == "tiny":
         texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
