@@ -386,6 +386,10 @@ class Talk:
             return True
         except StopIteration as stop:
             feedback, reward, terminated, truncated, info = stop.value
+        except Exception as error:                      # the environment itself asked the world (a search engine)
+            if not getattr(error, "user_error", False):
+                raise
+            return self.advance(engine, error)
         traj.extend(ids, 1, logps, turn=len(traj.turn_rewards))
         traj.turn_rewards.append(float(reward))
         traj.infos.append(info)

@@ -51,7 +51,7 @@ class Settings:
     hidden: int = 128
     layers: int = 3
     # cold start (SFT) on a careless scripted demonstrator
-    demos: int = 600                # demonstrations per gym
+    demos: int = 250                # demonstrations per gym
     slip: float = 0.35              # how careless: probability of a poor move
     sft_steps: int = 1000
     sft_tokens: int = 2500          # tokens of demonstrations per optimiser step
@@ -83,7 +83,7 @@ class Settings:
     # conversations
     rows: int = 96                  # conversations generated at once
     context: int = 1536             # tokens a conversation may hold
-    max_new_tokens: int = 32        # per turn
+    max_new_tokens: int = 80        # per turn
     max_turns: int = 16
     tier: str = "22"                # travel: preferences per aspect
     wrong: int = 3                  # travel: wrong options per aspect (UserBench: 10)
