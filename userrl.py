@@ -27,6 +27,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Settings:
     resume: bool = False            # go on with runs/<name> where its last checkpoint left it
     seed: int = 0
     gyms: str = "all"               # "all", or a comma-separated list
+    hold_out: str = ""              # gyms that are evaluated but not trained
+    workers: int = 2                # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"             # "tiny" (made here, from scratch), a checkpoint folder or name, or "expert" (eval)
     device: str = ""                # empty: cuda if there is one, else cpu
     micro_tokens: int = 2048        # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
@@ -105,7 +108,7 @@ class Settings:
                              "aggregate": ("token", "sequence", "constant")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        least = {"group": 2, "temperature": 1e-3, "sft_tokens": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
+        least = {"group": 2, "workers": 1, "temperature": 1e-3, "sft_tokens": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
                  "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
         for key, value in dataclasses.asdict(self).items():
             if isinstance(value, (int, float)) and not value >= least.get(key, 0):
@@ -123,6 +126,10 @@ class Settings:
             raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
         for gym in gym_names(self):
             make_env(self, gym, 0, "train", None)
+        if unknown := set(held_out(self)) - set(gym_names(self)):
+            raise ValueError(f"--hold_out={unknown.pop()} is not among --gyms={self.gyms}")
+        if set(held_out(self)) >= set(gym_names(self)):
+            raise ValueError("--hold_out leaves no gym to train in")
 
 
 class Stop(Exception):
@@ -132,10 +139,20 @@ class Stop(Exception):
 # ---------------------------------------------------------------------------------------------- tasks and users
 
 def gym_names(s: Settings) -> list[str]:
-    names = list(envs.GYMS) if s.gyms == "all" else [g.strip() for g in s.gyms.split(",")]
+    names = list(envs.GYMS) if s.gyms == "all" else list(dict.fromkeys(g.strip() for g in s.gyms.split(",")))
     if unknown := [g for g in names if g not in envs.GYMS]:
         raise ValueError(f"unknown gym {unknown[0]!r}; choose from all, {', '.join(envs.GYMS)}")
     return names
+
+
+def held_out(s: Settings) -> list[str]:
+    return [g.strip() for g in s.hold_out.split(",") if g.strip()]
+
+
+def trained(s: Settings) -> list[str]:
+    """The gyms that are trained, in turn: one that is named twice in --gyms has twice the share.  All are evaluated."""
+    names = gym_names(s) if s.gyms == "all" else [g.strip() for g in s.gyms.split(",")]
+    return [g for g in names if g not in held_out(s)]
 
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
@@ -147,7 +164,7 @@ def demonstrations(s: Settings, user) -> list[list[dict]]:
     """Conversations of the careless demonstrator on training tasks, as chat messages, gyms in turn."""
     talks = []
     for index in range(s.demos):
-        for gym in gym_names(s):
+        for gym in trained(s):
             env = make_env(s, gym, index, "train", user)
             envs.play(env, lambda env: envs.expert(env, slip=s.slip))
             roles = {"user": "user", "agent": "assistant"}
@@ -159,7 +176,7 @@ def demonstrations(s: Settings, user) -> list[list[dict]]:
 
 def reference_text(s: Settings, index: int, lines: int) -> list[str]:
     """Lines of plain text that stand in for the pre-training which a model made from scratch lacks."""
-    gyms = gym_names(s)
+    gyms = trained(s)
     return [envs.knowledge(gyms[i % len(gyms)], random.Random(f"{s.seed}/facts/{index}/{i}")) for i in range(lines)]
 
 
@@ -190,18 +207,19 @@ def summarise(gym_episodes: dict[str, list[dict]], user: str) -> dict:
     return {"gyms": table, "macro": macro, "micro": micro, "user": user}
 
 
-def evaluate(s: Settings, policy, user, seed: int = 0) -> dict:
-    """Play the held-out tasks.  policy: a grpo.Engine, or "expert".  Touches no random state but its own."""
-    todo = [make_env(s, gym, i, "test", user) for gym in gym_names(s) for i in range(s.eval_tasks)]
+def evaluate(s: Settings, policy, user, tasks: int) -> dict:
+    """Play `tasks` held-out tasks a gym.  policy: a grpo.Engine, or "expert".  Touches no random state but its own."""
+    todo = [make_env(s, gym, i, "test", user) for gym in gym_names(s) for i in range(tasks)][grpo.rank()::grpo.world()]
     if policy == "expert":
         played = [(envs.play(env, envs.expert), "done") for env in todo]
     else:
-        talks = grpo.rollout(policy, todo, seeds=[(seed, 1, i) for i in range(len(todo))], temperature=s.eval_temperature or 1.0,
-                             greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        talks = grpo.rollout(policy, todo, seeds=[(1, zlib.crc32(env.task["id"].encode())) for env in todo],
+                             temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
         played = [(t.turn_rewards, t.status) for t in talks]
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for env, (earned, status) in zip(todo, played):
-        episodes[env.name].append({"rewards": earned, "solved": env.solved, "status": status})
+    for part in grpo.gather([(env.name, env.task["id"], earned, env.solved, status) for env, (earned, status) in zip(todo, played)]):
+        for gym, task, earned, solved, status in part:
+            episodes[gym].append({"task": task, "rewards": earned, "solved": solved, "status": status})
     return summarise(episodes, f"scripted, noise {s.noise}, vague {s.vague}")
 
 
@@ -227,16 +245,18 @@ class Run:
         self.s, self.command = s, command
         name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
                               if not (Path("runs") / n).exists())
-        self.path = Path("runs") / name
-        self.state = {"phase": "", "step": 0}
+        self.path = Path("runs") / grpo.gather(name)[0]
+        self.state, self.writes = {"phase": "", "step": 0}, grpo.rank() == 0
         if s.resume:
             self._resume()
+        elif not self.writes:
+            pass
         elif (self.path / "config.json").exists():
             raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("config.json", {"command": command, **dataclasses.asdict(s)})
-        self.evals = self.read("eval.json", {})
+        self.evals = grpo.gather(self.read("eval.json", {}))[0]
 
     def _resume(self) -> None:
         saved = self.read("config.json", None)
@@ -262,16 +282,22 @@ class Run:
 
     def write(self, file: str, data) -> None:
         """All or nothing: a killed run never leaves half a JSON file."""
+        if not self.writes:
+            return
         part = self.path / (file + ".part")
         part.write_text(json.dumps(data, indent=1))
         part.replace(self.path / file)
 
     def log(self, file: str, row: dict) -> None:
+        if not self.writes:
+            return
         with open(self.path / file, "a") as f:
             f.write(json.dumps(row) + "\n")
 
     def rewind(self) -> None:
         """Drop the log lines that came after the checkpoint; the same steps will write them again."""
+        if not self.writes:
+            return
         order = {"sft": 0, "rl": 1}
         here = (order.get(self.state["phase"], -1), self.state["step"])
         for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
@@ -289,15 +315,18 @@ class Run:
                 part.replace(self.path / file)
 
     def save(self, model, tokenizer, optimizer, **state) -> None:
+        self.state = state
+        if not self.writes:
+            return
         for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):          # a power cut must not lose logged steps
             if (self.path / file).exists():
                 grpo.sync(self.path / file)
-        self.state = state
         grpo.save_checkpoint(self.path / "checkpoint", model, tokenizer, optimizer, state)
 
     def evaluate(self, label: str, policy, user) -> None:
-        if label not in self.evals:
-            self.evals[label] = evaluate(self.s, policy, user)
+        if label not in self.evals:                     # an untrained model rambles to every limit: a quarter will do
+            tasks = -(-self.s.eval_tasks // 4) if label == "untrained" else self.s.eval_tasks
+            self.evals[label] = evaluate(self.s, policy, user, tasks)
             self.write("eval.json", self.evals)
         check_interrupt()
         macro = self.evals[label]["macro"]
@@ -305,7 +334,8 @@ class Run:
 
 
 def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20             # Linux counts in KiB
+    """Peak resident memory of all processes; to be asked for by all of them."""
+    return grpo.summed([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20])[0]             # Linux counts in KiB
 
 
 def clock(seconds: float) -> str:
@@ -334,41 +364,42 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
             continue                                                    # resumed: the cursor had to catch up
         lines = s.facts // (1 if progress <= 0 else 2) if tiny else 0
         batch += [grpo.text_trajectory(tokenizer, line) for line in reference_text(s, step, lines)]
+        batch = batch[grpo.rank()::grpo.world()]
         m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
                           micro_tokens=s.micro_tokens)
         run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
-        run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": peak_gb()})
+        gb = peak_gb()
+        run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": gb})
         if step % 100 == 0 or step == s.sft_steps:
             left = (time.time() - start) / (step - first) * (s.sft_steps - step)
             print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
-                  f"{time.time() - began:5.2f} s  {peak_gb():4.2f} GB | {clock(left)} left", flush=True)
+                  f"{time.time() - began:5.2f} s  {gb:4.2f} GB | {clock(left)} left", flush=True)
         finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer)
 
 
 def collect(s: Settings, engine, user, step: int, times: dict):
-    """The rollouts of one step: (trajectories, their advantages, which of them carry a signal, counts).
+    """This process's share of a step's rollouts: (trajectories, their advantages, which carry a signal, counts).
 
-    Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (all scores equal)
+    Tasks are dealt out whole, so that a group is never split; the counts are of all processes.  Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (all scores equal)
     are counted and not trained on; with --resample, other tasks are drawn in their place.
     """
-    gyms, talks, counts, alive = gym_names(s), [], {"groups": 0, "user_error": 0}, 0
+    gyms, talks, counts, alive = trained(s), [], {"groups": 0, "user_error": 0}, 0
     for round_ in range(1 + s.resample):
         wanted = s.tasks - alive
         at = (step - 1) * s.tasks + round_ * s.steps * s.tasks                    # replacements: tasks of their own
-        todo, groups = [], []
-        for task in range(at, at + wanted):
-            todo += [make_env(s, gyms[task % len(gyms)], task // len(gyms), "train", user) for _ in range(s.group)]
-            groups += [task] * s.group
-        drawn = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, round_, i) for i in range(len(todo))],
+        groups = [task for task in range(at, at + wanted)[grpo.rank()::grpo.world()] for _ in range(s.group)]
+        todo = [make_env(s, gyms[task % len(gyms)], task // len(gyms), "train", user) for task in groups]
+        drawn = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, task, i % s.group) for i, task in enumerate(groups)],
                              temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times)
         for talk, env in zip(drawn, todo):
             talk.gym = env.name
         talks += [t for t in drawn if t.status != "user_error" and t.turn_rewards]
-        counts["user_error"] += sum(t.status == "user_error" for t in drawn)
         counts["groups"] += wanted
         scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in talks]
         keep, _ = rewards.signal_groups(scores, [t.group for t in talks])
-        alive = len({t.group for t, signal in zip(talks, keep) if signal})
+        signals = {t.group for t, signal in zip(talks, keep) if signal}
+        alive, errors = map(int, grpo.summed([len(signals), sum(t.status == "user_error" for t in drawn)]))
+        counts["user_error"] += errors
         if alive == s.tasks:
             break
     advantages = rewards.turn_advantages([t.turn_rewards for t in talks], [t.tokens for t in talks], [t.group for t in talks],
@@ -391,7 +422,7 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
         for part in range(s.updates):
             mine = set(ids[part::s.updates])                            # whole groups: half of one is biased
             pick = [i for i, t in enumerate(talks) if t.group in mine]
-            if pick:
+            if grpo.summed([len(pick)])[0]:                             # the processes step together, or not at all
                 batch = [talks[i] for i in pick]
                 all_metrics.append(grpo.grpo_step(
                     model, optimizer, batch, [advantages[i] for i in pick], lr=lr, temperature=s.temperature,
@@ -400,22 +431,22 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
                     aggregate=s.aggregate, constant_tokens=constant, micro_tokens=s.micro_tokens))
         over = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
         m = {k: float(over.get(k, np.mean)([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
-        share = lambda f: sum(map(f, talks)) / max(len(talks), 1)
-        per_gym = {g: float(np.mean([sum(t.turn_rewards) for t in talks if t.gym == g] or [math.nan])) for g in gym_names(s)}
-        row = {"phase": "rl", "step": step, "return": share(lambda t: sum(t.turn_rewards)), **per_gym,
+        everyone = [x for part in grpo.gather([(t.gym, sum(t.turn_rewards), t.status, len(t.turn_rewards)) for t in talks]) for x in part]
+        mean = lambda values: float(np.mean(values)) if values else None
+        per_gym = {g: mean([r for gym, r, *_ in everyone if gym == g]) for g in gym_names(s) if g in trained(s)}
+        row = {"phase": "rl", "step": step, "return": mean([r for _, r, *_ in everyone]) or 0.0, **per_gym,
                "dead": counts["dead"] / counts["groups"], "user_error": counts["user_error"],
-               "truncated": share(lambda t: t.status in ("truncated", "length")),
-               "turns": share(lambda t: len(t.turn_rewards)), **m}
+               "truncated": mean([status in ("truncated", "length") for *_, status, _ in everyone]) or 0.0,
+               "turns": mean([turns for *_, turns in everyone]) or 0.0, **m}
         seconds = time.time() - began
         run.log("metrics.jsonl", row)
-        run.log("times.jsonl", {"phase": "rl", "step": step, "seconds": seconds, "rollout": rolled - began,
-                                "gb": peak_gb(), **times})
+        gb, speed = peak_gb(), grpo.summed([times.get("sampled", 0)])[0] / max(rolled - began, 1e-9)
+        run.log("times.jsonl", {"phase": "rl", "step": step, "seconds": seconds, "rollout": rolled - began, "gb": gb, **times})
         left = (time.time() - start) / (step - first) * (s.steps - step)
-        print(f"rl {step:4d}/{s.steps} | return {row['return']:6.3f} (" + " ".join(f"{g[:6]} {r:5.2f}" for g, r in per_gym.items()) +
+        print(f"rl {step:4d}/{s.steps} | return {row['return']:6.3f} (" + " ".join(f"{g[:4]} {'   -' if r is None else f'{r:4.2f}'}" for g, r in per_gym.items()) +
               f") | dead {100 * row['dead']:3.0f}% cut {100 * row['truncated']:3.0f}% turns {row['turns']:4.1f} | "
               f"kl {m.get('kl', 0):7.1e} clip {m.get('clip_frac', 0):4.2f} grad {m.get('grad_norm', 0):5.2f} "
-              f"ent {m.get('entropy', 0):4.2f} | {times.get('sampled', 0) / max(rolled - began, 1e-9):5.0f} tok/s {seconds:4.1f} s "
-              f"{peak_gb():4.2f} GB | {clock(left)} left", flush=True)
+              f"ent {m.get('entropy', 0):4.2f} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | {clock(left)} left", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             show_sample(run, step, talks, advantages)
         finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer)
@@ -423,6 +454,8 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
 
 def finish_step(run: Run, step: int, last: int, phase: str, *learner) -> None:
     """Checkpoint when it is time, and before an interrupt takes effect."""
+    global interrupted
+    interrupted = bool(grpo.summed([interrupted])[0])                   # only the first process hears Ctrl-C
     if step % run.s.save_every == 0 or step == last or interrupted:
         run.save(*learner, phase=phase, step=step)
     check_interrupt()
@@ -431,8 +464,9 @@ def finish_step(run: Run, step: int, last: int, phase: str, *learner) -> None:
 def start_policy(run: Run, model, tokenizer):
     """The frozen policy that RL started from, for the KL term; on disk, so that a resumed run has the same one."""
     folder = run.path / "reference"
-    if not (folder / "config.json").exists():
+    if run.writes and not (folder / "config.json").exists():
         grpo.save_checkpoint(folder, model, tokenizer)
+    grpo.gather("saved")                                                # nobody reads before it is written
     return grpo.load_policy(str(folder.resolve()), device=run.s.device or None)[0]
 
 
@@ -461,7 +495,9 @@ def show_sample(run: Run, step: int, talks, advantages) -> None:
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """Run the phases ("sft", "rl") one after the other, evaluating between them; go on from a checkpoint if asked."""
-    run, began = Run(s, command), time.time()
+    began = time.time()
+    with_workers(s, command)
+    run = Run(s, command)
     print(f"run folder {run.path}", flush=True)
     try:
         learn(run, phases)
@@ -472,6 +508,13 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     print_table(run.evals)
     print(f"{clock(time.time() - began)} minutes, {peak_gb():.2f} GB at most; everything is in {run.path}/\n"
           f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}/checkpoint")
+
+
+def with_workers(s: Settings, command: str) -> None:
+    """Start, or join, the processes that share the work.  A GPU is enough for one process; several need torchrun."""
+    cpu = (s.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
+    settings = [f"--{k}={v}" for k, v in dataclasses.asdict(s).items()]
+    team.extend(grpo.join(s.workers if cpu else 1, [__file__, command, *settings]))
 
 
 def learn(run: Run, phases: tuple[str, ...]) -> None:
@@ -533,6 +576,7 @@ def eval_(s: Settings) -> None:
         policy = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=s.rows, max_len=s.context)
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
+    with_workers(s, "eval")
     run = Run(s, "eval")
     run.evaluate(s.model, policy, user)
     print_table(run.evals)
@@ -577,6 +621,7 @@ def play(s: Settings) -> None:
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 
+team: list = []                                                             # processes that this one started
 COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
 interrupted = False
 
@@ -625,7 +670,7 @@ def main(argv: list[str]) -> int:
     try:
         command, s = parse(argv)
         if command != "play":
-            signal.signal(signal.SIGINT, on_interrupt)
+            signal.signal(signal.SIGINT, on_interrupt if grpo.rank() == 0 else signal.SIG_IGN)
         COMMANDS[command](s)
         return 0
     except Stop:
@@ -636,6 +681,15 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:                                  # PolicyError is a ValueError
         print(f"userrl.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if grpo.world() == 1 or "gloo" not in str(error):
+            raise
+        if grpo.rank() == 0:                                                # the others end silently with the first
+            print("userrl.py: another process of this run died; --resume=True goes on from the last checkpoint", file=sys.stderr)
+        return 3
+    finally:
+        grpo.leave(team)
+        team.clear()
 
 
 if __name__ == "__main__":
