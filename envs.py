@@ -17,6 +17,7 @@ any dependency: this file runs alone on the standard library.
 
     python envs.py travel            a scripted episode that reads like a conversation  (--index=3 --split=test)
     python envs.py audit             what experts earn, and what shortcuts earn, in every gym  (--n=200)
+    python envs.py bench             user turns a second, in every gym
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 import random
 import re
 import sys
+import time
 import unicodedata
 import urllib.parse
 import urllib.request
@@ -240,15 +242,21 @@ class Env:
     while `step` simply asks `self.user`.
 
     history: [(role, text)] of everything a player may see.  hidden: what only logs may see.
+
+    Options of every gym: classic, max_turns, persona (else one is drawn per episode), and patience: after so many
+    turns in a row that earn nothing the user leaves (0: never, but for a gym's own rules).
     """
     name = ""
     choices: tuple[str, ...] = ()
     max_turns = 16
     system_prompt = ""
 
-    def __init__(self, task: dict, user=None, *, classic: bool = False, max_turns: int = 16):
+    def __init__(self, task: dict, user=None, *, classic: bool = False, max_turns: int = 16, persona: str = "", patience: int = 0):
+        if persona and persona not in PERSONAS:
+            raise ValueError(f"unknown persona {persona!r}; choose from {', '.join(PERSONAS)}")
         self.task, self.user = task, user or ScriptedUser()
         self.classic, self.max_turns = classic, int(max_turns)
+        self.style, self.tires_after = persona, patience       # an instrument: how much does the user's temper matter?
 
     # A gym's own part ------------------------------------------------------------------------------
     def start(self) -> str:
@@ -259,9 +267,11 @@ class Env:
         """First user message and info.  The same seed (default: the task's own) gives the same user."""
         self.seed = seed if seed is not None else self.task["id"]
         self.rng = random.Random(f"{self.seed}/{self.name}")
-        self.persona = (options or {}).get("persona") or self.rng.choice(sorted(PERSONAS))
+        drawn = self.rng.choice(sorted(PERSONAS))                       # always: the same episode under any persona
+        self.persona = (options or {}).get("persona") or self.style or drawn
         self.solved = False                                             # the gym sets it when all was achieved
         self.turns, self.done, self.hidden, self.rewarded = 0, False, {"thought": ""}, ""
+        self.unpaid = 0                                                 # turns in a row that earned nothing
         first = self.start()
         self.history = [("user", first)]
         return first, self._info()
@@ -280,6 +290,9 @@ class Env:
         else:
             result = getattr(self, act.kind)(act.text)
             text, reward, self.done = (yield from result) if hasattr(result, "send") else result
+        self.unpaid = 0 if reward > 0 else self.unpaid + 1
+        if self.tires_after and self.unpaid >= self.tires_after and not self.done:
+            text, self.done = text + " I have had enough. Goodbye.", True
         truncated = not self.done and self.turns >= self.max_turns
         self.history += [("agent", action), ("user", text)]
         self.rewarded = self.rewarded or (action if reward > 0 else "")          # the audit's last shortcut
@@ -546,7 +559,7 @@ class TravelGym(Env):
             asked = [rng.choice(ASPECTS[a][2].split("|")) for a in aspects]
             request = rng.choice(TRIP_REQUESTS).format(place=place, month=month, people=people,
                                                   aspects=", ".join(asked[:-1]) + " and " + asked[-1])
-            task = {"scenario": f"Trip to {place} in {month} for {people}.", "initial_description": request,
+            task = {"tier": tier, "scenario": f"Trip to {place} in {month} for {people}.", "initial_description": request,
                     "dimensions": aspects, "wanted_num": len(aspects)}
             spread = (1, 2) if len(tier) < 3 else (0, 1)         # columns nobody asked for: few when turns are scarce
             for a in aspects:
@@ -568,7 +581,8 @@ def _read_travel(key: str, entry: dict) -> dict:
     if not aspects or not all(a in ASPECTS for a in aspects) or len(set(aspects)) < len(aspects):
         raise ValueError(f"field 'dimensions' must hold different aspects of {', '.join(ASPECTS)}")
     task = {"id": f"travel-{key}", "scenario": str(entry.get("scenario", "")), "dimensions": aspects,
-            "initial_description": need(entry, "initial_description", str), "wanted_num": len(aspects)}
+            "initial_description": need(entry, "initial_description", str), "wanted_num": len(aspects),
+            "tier": "".join(str(len(need(need(entry, a, dict), "preferences", list))) for a in aspects)}
     for a in aspects:
         part = need(entry, a, dict)
         wishes, groups = need(part, "preferences", list), need(part, "options", dict)
@@ -786,7 +800,7 @@ WISHES = {
         "non-stop": "My schedule is packed that day.|I want to get there in one go.|Waiting halfway drives me mad.",
         "one stop": "I like to stretch my legs halfway.|A short break on the way does me good.|I need a coffee on firm ground midway.",
         "long layover": "I would love to see another city on the way.|I could meet a friend midway.|Sightseeing in between sounds fun."}),
-    "departure": ("flight", "departure time|time of day|depart|departing|take off|morning|evening|what time|red eye|leave", {
+    "departure": ("flight", "departure time|time of day|when fly|when like to fly|depart|departing|take off|morning|evening|what time|red eye|leave", {
         "7 am": "I am an early bird.|I want the whole day ahead of me there.|I am at my best at dawn.",
         "1 pm": "I like to sleep in and still arrive by dinner.|I can only get away after lunch.|I come straight from brunch.",
         "11 pm": "I plan to sleep on the way.|I work until dinner that day.|I love to travel under the stars."}),
@@ -798,7 +812,7 @@ WISHES = {
         "checked bag": "I never travel light.|I am bringing half my wardrobe.|I come home with a pile of presents.",
         "hand bag only": "I take a toothbrush and a book.|I hate waiting at the carousel.|All I own fits in a small backpack.",
         "sports gear": "My skis come with me.|I never go without my surfboard.|My golf clubs are family."}),
-    "seat": ("flight", "seat|place on board|aisle|legroom|window", {
+    "seat": ("flight", "seat|plane sit|place on board|aisle|legroom|window", {
         "window seat": "I love watching the clouds.|I take photos from up there.|I sleep best leaning on the wall.",
         "aisle seat": "I get up a lot.|I hate climbing over people.|I drink a lot of water, you know.",
         "extra legroom": "I am two metres tall.|My knees always suffer.|I am built like a basketball player.",
@@ -807,7 +821,7 @@ WISHES = {
         "fast wifi": "I have video calls all week.|I stream films every night.|I upload big files for work.",
         "basic wifi": "I only check my mail.|I just send a text to my mum.|I glance at the news, no more.",
         "no wifi": "I want to be unreachable.|My phone stays off this time.|I am doing a digital detox."}),
-    "diet": ("flight restaurant", "diet|meals|dietary|menu|allergy|allergies|allergic|vegan|vegetarian|halal|gluten|food restriction|eat", {
+    "diet": ("flight restaurant", "diet|meals|dietary|menu|food allergy|food allergies|allergy|allergies|allergic|vegan|vegetarian|halal|gluten|food restriction|eat", {
         "vegan": "Nothing from an animal on my plate.|Not even milk or honey for me.|I live on plants.",
         "halal": "I follow the rules of my mosque.|No pork and no wine, my faith says.|I live as the Quran teaches.",
         "gluten-free": "Bread makes me ill.|I have coeliac disease.|Wheat and I are enemies.",
@@ -824,7 +838,7 @@ WISHES = {
         "pool": "The kids are like fish.|I do my laps every day.|I never go without my bikini.",
         "gym": "I cannot skip my training.|I lift every day.|I prepare for a marathon, rain or not.",
         "spa": "I need a massage badly.|I dream of steam and hot stones.|My back needs skilled hands."}),
-    "location": ("hotel restaurant apartment", "location|neighbourhood|neighborhood|area|district|part of town|located|central|city center|city centre|close to", {
+    "location": ("hotel restaurant apartment", "location|where should|neighbourhood|neighborhood|area|district|part of town|located|central|city center|city centre|close to", {
         "old town": "I like crooked lanes and history.|I want medieval walls around me.|Museums and cathedrals are my thing.",
         "on the beach": "I want sand between my toes.|I love to hear the waves.|I bring my bucket and spade.",
         "by the station": "We go on by rail.|I will hop on trains every day.|My platform must be a minute away.",
@@ -837,7 +851,7 @@ WISHES = {
         "dogs ok": "My labrador comes along.|Rex needs his walks.|My best friend wags his tail.",
         "cats ok": "My purring lady comes along.|Tom needs his litter box.|Someone with whiskers comes with us.",
         "no pets": "Fur makes me sneeze.|I am afraid of anything that barks.|Hair on the sofa makes my eyes itch."}),
-    "bed": ("hotel apartment", "bed type|beds|mattress|crib|sleeping arrangement", {
+    "bed": ("hotel apartment", "bed type|beds|bed size|size of bed|mattress|crib|sleeping arrangement", {
         "king bed": "We like to cuddle at night.|We just got married.|I roll around a lot at night.",
         "twin beds": "My sister and I do not share a blanket.|We are colleagues, no couple.|He kicks at night.",
         "baby cot": "Our youngest is eight months old.|Our newborn comes along.|The little one still wakes up at night."}),
@@ -871,7 +885,7 @@ WISHES = {
         "self check-in": "I do not like talking to hosts.|A code at the door is all I want.|I come and go as I please.",
         "24h desk": "I may need help at three at night.|I like someone to be up at all times.|I feel safe when someone is awake.",
         "early check-in": "We land at eight and are tired.|I need a shower by nine.|I want to drop my things at dawn."}),
-    "car type": ("rental_car", "body type|vehicle size|type of car|kind of car|car type|size|model|suv|convertible|compact|van", {
+    "car type": ("rental_car", "body type|vehicle size|class of car|class of rental|category of car|type of car|kind of car|car type|size|model|suv|convertible|compact|van", {
         "SUV": "We go up rough mountain tracks.|I like to look down on traffic.|The roads there are mud and stones.",
         "mini": "I must squeeze into tiny gaps.|The lanes there are terribly narrow.|I hate to steer anything big.",
         "convertible": "I want wind in my hair.|I want to tan while I drive.|I want only sky above the wheel.",
@@ -917,7 +931,7 @@ class TurtleGym(Env):
 
     Better than UserRL as released: the reply to an answer tells how many points it covers, not their text; false
     parts count against it, so a list of contradictions is worth nothing; answers are few, so guessing pays little;
-    and a user who hears `patience` questions in a row that settle no fact goes: read the story, do not go down a list.
+    and a user who hears `max_idle` questions in a row that settle no fact goes: read the story, do not go down a list.
     classic=True: a point counts whatever else is said, covered points are read out, nothing is counted.
     """
     name, choices, max_turns, max_answers = "turtle", ("action", "answer"), 16, 2
@@ -925,9 +939,7 @@ class TurtleGym(Env):
                      "question. When you know all, tell it in one sentence, as [answer] the truth. False parts cost "
                      "points. You have two answers.")
 
-    def __init__(self, task, user=None, *, patience=5, **base):
-        super().__init__(task, user, **base)
-        self.patience = patience
+    max_idle = 5
 
     def start(self) -> str:
         task = self.task
@@ -972,7 +984,7 @@ class TurtleGym(Env):
             self._settle(*heard[0].split(": ", 1), true)
             say = f"{yes}, {fact}.|{yes}. {fact[:1].upper()}{fact[1:]}." if fact else f"{yes}.|{yes}, indeed."
         text = yield from self.speak(say)
-        over = self.idle >= self.patience and bool(self.left) and not self.classic
+        over = self.idle >= self.max_idle and bool(self.left) and not self.classic
         return text + (" Enough, this leads nowhere." if over else ""), 0.0, over
 
     def _settle(self, fact: str, alternative: str, true: bool):
@@ -3623,14 +3635,15 @@ KITS = {
 def make(gym: str, index: int = 0, split: str = "train", task: dict | None = None, user=None, **options) -> Env:
     """An environment: the index-th task of the split ("train" and "test" share no content), or the given task.
 
-    options: classic, max_turns, and the gym's own (TravelGym: tier, wrong, noise, one_choice, …).
+    options: those of every gym (see Env), and the gym's own (TravelGym: tier, wrong, noise, one_choice, …).
     Unknown gyms, splits and options raise ValueError in one line.
     """
     if gym not in GYMS:
         raise ValueError(f"unknown gym {gym!r}; choose from {', '.join(GYMS)}")
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}; choose train or test")
-    cls, of_task = GYMS[gym], {k: options.pop(k) for k in ("tier", "wrong", "noise") if gym == "travel" and k in options}
+    of_task = {"travel": ("tier", "wrong", "noise"), "function": ("level",)}.get(gym, ())      # what shapes the task
+    cls, of_task = GYMS[gym], {k: options.pop(k) for k in of_task if k in options}
     try:
         return cls(cls.make_task(split, index, **of_task) if task is None else task, user, **options)
     except TypeError as error:
@@ -3770,6 +3783,24 @@ def _print_audit(n: int) -> None:
     print(f"{'expert / best shortcut':24}" + "".join(f"{table['expert'][g] / max(best[g], 1e-9):17.1f}x" for g in GYMS))
 
 
+def _print_bench(n: int) -> None:
+    """User turns a second of CPU time, generation of the task and stepping together; the player's time is not counted."""
+    for gym in GYMS:
+        play(make(gym, 0), expert)                               # tables and indexes are built once
+        turns, seconds, player = 0, -time.process_time(), 0.0
+        for index in range(1, n + 1):
+            env = make(gym, index)
+            def timed(env):
+                nonlocal player
+                player -= time.process_time()
+                action = expert(env)
+                player += time.process_time()
+                return action
+            turns += len(play(env, timed))
+        seconds += time.process_time()
+        print(f"{gym:12} {turns / (seconds - player):8.0f} user turns a second ({turns} turns of {n} tasks)")
+
+
 def _print_episode(gym: str, index: int, split: str, **options) -> None:
     env = make(gym, index, split, **options)
     first, info = env.reset()
@@ -3793,10 +3824,12 @@ def main(argv: list[str]) -> None:
     try:
         if command == "audit":
             _print_audit(options.pop("n", 200))
+        elif command == "bench":
+            _print_bench(options.pop("n", 200))
         elif command in GYMS:
             _print_episode(command, options.pop("index", 0), options.pop("split", "test"), **options)
         else:
-            raise ValueError(f"unknown command {command!r}; choose audit or a gym: {', '.join(GYMS)}")
+            raise ValueError(f"unknown command {command!r}; choose audit, bench or a gym: {', '.join(GYMS)}")
     except ValueError as error:
         raise SystemExit(f"envs.py: {error}")
 

@@ -54,7 +54,7 @@ class Settings:
     hidden: int = 128
     layers: int = 3
     # cold start (SFT) on a careless scripted demonstrator
-    demos: int = 250                # demonstrations per gym
+    demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
     slip: float = 0.35              # how careless: probability of a poor move
     sft_steps: int = 1000
     sft_tokens: int = 2500          # tokens of demonstrations per optimiser step
@@ -88,14 +88,18 @@ class Settings:
     context: int = 1536             # tokens a conversation may hold
     max_new_tokens: int = 80        # per turn
     max_turns: int = 16
-    tier: str = "22"                # travel: preferences per aspect
+    tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
+    choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 3                  # travel: wrong options per aspect (UserBench: 10)
-    noise_options: int = 0          # travel: noise options per aspect (UserBench: 5)
-    noise: float = 0.0              # probability that the scripted user misunderstands
-    vague: float = 0.0              # probability that it shrugs instead of answering
+    noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
+    user_noise: float = 0.0         # probability that the scripted user misunderstands
+    user_vague: float = 0.0         # probability that it shrugs instead of answering
+    persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
+    patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
     # evaluation and bookkeeping
     eval_tasks: int = 64            # held-out tasks per gym
     eval_temperature: float = 1.0   # the policy as trained; 0 is greedy
+    samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
     index: int = 0                  # play: which task
     save_every: int = 25
     sample_every: int = 10
@@ -104,19 +108,19 @@ class Settings:
     def check(self) -> None:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
-                             "normalize": rewards.NORMALIZE, "ratio": ("token", "sequence"),
+                             "normalize": rewards.NORMALIZE, "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                              "aggregate": ("token", "sequence", "constant")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
         least = {"group": 2, "workers": 1, "temperature": 1e-3, "sft_tokens": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
-                 "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
+                 "samples": 1, "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
         for key, value in dataclasses.asdict(self).items():
             if isinstance(value, (int, float)) and not value >= least.get(key, 0):
                 raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
         if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
             raise ValueError(f"--name is a plain folder name, not {self.name!r}")
-        if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.noise, self.vague):
-            raise ValueError("--reading must be below 1, and --slip, --noise and --vague are probabilities")
+        if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.user_noise, self.user_vague):
+            raise ValueError("--reading must be below 1, and --slip, --user_noise and --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
@@ -156,22 +160,29 @@ def trained(s: Settings) -> list[str]:
 
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
-    options = dict(tier=s.tier, wrong=s.wrong, noise=s.noise_options) if gym == "travel" else {}
-    return envs.make(gym, index, split, user=user, max_turns=s.max_turns, **options)
+    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
+    if gym == "travel":
+        tiers = envs.TRIP_TIERS if s.tier == "all" else s.tier.split(",")        # several take turns
+        options |= {"tier": tiers[index % len(tiers)], "wrong": s.wrong, "noise": s.noise, "one_choice": s.choice == "single"}
+        index //= len(tiers)
+    return envs.make(gym, index, split, user=user, **options)
 
 
-def demonstrations(s: Settings, user) -> list[list[dict]]:
-    """Conversations of the careless demonstrator on training tasks, as chat messages, gyms in turn."""
-    talks = []
-    for index in range(s.demos):
-        for gym in trained(s):
-            env = make_env(s, gym, index, "train", user)
-            envs.play(env, lambda env: envs.expert(env, slip=s.slip))
-            roles = {"user": "user", "agent": "assistant"}
-            talk = [{"role": "system", "content": env.system_prompt}]
-            talk += [{"role": roles[role], "content": text} for role, text in env.history]
-            talks.append(talk[:-1])                                # the last feedback is read by nobody
-    return talks
+def make_user(s: Settings):
+    return envs.ScriptedUser(s.user_noise, s.user_vague)
+
+
+def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
+    """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
+    gyms = trained(s)
+    env = make_env(s, gyms[number % len(gyms)], number // len(gyms) % s.demos, "train", user)
+    talk, over = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": env.reset()[0]}], False
+    while not over and env.turns < turns:
+        action = envs.expert(env, slip=s.slip)
+        text, _, terminated, truncated, _ = env.step(action)
+        talk += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
+        over = terminated or truncated
+    return talk[:-1]                                                   # the last feedback is read by nobody
 
 
 def reference_text(s: Settings, index: int, lines: int) -> list[str]:
@@ -182,16 +193,19 @@ def reference_text(s: Settings, index: int, lines: int) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- evaluation
 
-def summarise(gym_episodes: dict[str, list[dict]], user: str) -> dict:
+def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
     """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro and micro averages.
 
-    gym_episodes: gym -> one {"rewards": […], "solved": bool, "status": str} per held-out task.  Episodes whose user
-    failed are counted, not scored.
+    gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": str, "metrics": {…}} per episode.
+    Episodes whose user failed are counted, not scored.  Intervals are over tasks: samples of one task are averaged.
     """
     table, everything = {}, []
     for gym, episodes in gym_episodes.items():
         scored = [e for e in episodes if e["status"] != "user_error"]
-        returns = [sum(e["rewards"]) for e in scored]
+        tasks: dict[str, list] = {}
+        for e in scored:
+            tasks.setdefault(e["task"], []).append(e)
+        returns = [sum(sum(e["rewards"]) for e in same) / len(same) for same in tasks.values()]
         everything += returns
         mean, half = rewards.mean_ci(returns) if returns else (math.nan, math.nan)
         average = lambda f: sum(map(f, scored)) / max(len(scored), 1)
@@ -199,7 +213,13 @@ def summarise(gym_episodes: dict[str, list[dict]], user: str) -> dict:
                       "turns": average(lambda e: len(e["rewards"])),
                       "effective_turns": average(lambda e: rewards.effective_turns(e["rewards"])),
                       "time_weighted": average(lambda e: rewards.time_weighted(e["rewards"])),
-                      "n": len(scored), "user_errors": len(episodes) - len(scored)}
+                      "n": len(tasks), "user_errors": len(episodes) - len(scored)}
+        if samples > 1:
+            full = [[e["solved"] for e in same] for same in tasks.values() if len(same) == samples]
+            table[gym]["pass_at"] = {k: sum(rewards.pass_at_k(samples, sum(c), k) for c in full) / max(len(full), 1)
+                                     for k in range(1, samples + 1)}
+        if gym == "travel":
+            table[gym]["userbench"] = userbench(scored)
     gyms = list(table.values())
     macro = {"return": sum(g["return"] for g in gyms) / len(gyms),
              "ci95": math.sqrt(sum(g["ci95"] ** 2 for g in gyms)) / len(gyms)}
@@ -207,33 +227,69 @@ def summarise(gym_episodes: dict[str, list[dict]], user: str) -> dict:
     return {"gyms": table, "macro": macro, "micro": micro, "user": user}
 
 
+def userbench(episodes: list[dict]) -> dict[str, dict]:
+    """UserBench's metrics (arXiv 2507.22034) of travel episodes, per tier and overall; None where nothing was valid."""
+    tiers = {"overall": episodes}
+    for e in episodes:
+        tiers.setdefault(e["tier"], []).append(e)
+    mean = lambda values: sum(values) / len(values) if values else None
+    return {tier: {"n": len(some), **{key: mean([e["metrics"][key] for e in some if e["metrics"][key] is not None])
+                                      for key in episodes[0]["metrics"]}} for tier, some in tiers.items()}
+
+
 def evaluate(s: Settings, policy, user, tasks: int) -> dict:
-    """Play `tasks` held-out tasks a gym.  policy: a grpo.Engine, or "expert".  Touches no random state but its own."""
-    todo = [make_env(s, gym, i, "test", user) for gym in gym_names(s) for i in range(tasks)][grpo.rank()::grpo.world()]
+    """Play `tasks` held-out tasks a gym, each `samples` times.  policy: a grpo.Engine, or "expert".
+
+    Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
+    """
+    every = [(gym, i, k) for gym in gym_names(s) for i in range(tasks) for k in range(s.samples)][grpo.rank()::grpo.world()]
+    todo = [make_env(s, gym, i, "test", user) for gym, i, _ in every]
     if policy == "expert":
         played = [(envs.play(env, envs.expert), "done") for env in todo]
     else:
-        talks = grpo.rollout(policy, todo, seeds=[(1, zlib.crc32(env.task["id"].encode())) for env in todo],
-                             temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        seeds = [(1, zlib.crc32(env.task["id"].encode()), k) for env, (*_, k) in zip(todo, every)]
+        talks = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0,
+                             max_new_tokens=s.max_new_tokens)
         played = [(t.turn_rewards, t.status) for t in talks]
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for part in grpo.gather([(env.name, env.task["id"], earned, env.solved, status) for env, (earned, status) in zip(todo, played)]):
-        for gym, task, earned, solved, status in part:
-            episodes[gym].append({"task": task, "rewards": earned, "solved": solved, "status": status})
-    return summarise(episodes, f"scripted, noise {s.noise}, vague {s.vague}")
+    mine = [(env.name, {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": status,
+                        **({"tier": env.task["tier"], "metrics": env.metrics()} if env.name == "travel" else {})})
+            for env, (earned, status) in zip(todo, played)]
+    for gym, episode in (x for part in grpo.gather(mine) for x in part):
+        episodes[gym].append(episode)
+    return summarise(episodes, f"scripted user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
+                               f"patience {s.patience or 'endless'}", s.samples)
 
 
 def print_table(columns: dict[str, dict]) -> None:
-    """Mean return on held-out tasks, one column a policy, one row a gym."""
-    names, gyms = list(columns), next(iter(columns.values()))["gyms"]
+    """Mean return on held-out tasks, one column a policy, one row a gym; then what only some evaluations have."""
+    names, gyms = list(columns), list(columns.values())[-1]["gyms"]
     print(f"\n{'return on held-out tasks':28}" + "".join(f"{n[-16:]:>17}" for n in names))
     cell = lambda x: f"{x['return']:9.3f} ± {x['ci95']:.3f}"
     for gym, row in gyms.items():
         print(f"{gym + ' (' + str(row['n']) + ' tasks)':28}" + "".join(f"{cell(columns[n]['gyms'][gym]):>17}" for n in names))
-    print(f"{'macro average':28}" + "".join(f"{cell(columns[n]['macro']):>17}" for n in names))
+    for kind in ("macro", "micro"):
+        print(f"{kind + ' average':28}" + "".join(f"{cell(columns[n][kind]):>17}" for n in names))
     print(f"{'tasks solved':28}" + "".join(
         f"{100 * sum(g['success'] for g in columns[n]['gyms'].values()) / len(gyms):15.0f} %" for n in names))
-    print(f"({next(iter(columns.values()))['user']}; ± is half a 95 % interval over the tasks)")
+    print(f"({list(columns.values())[-1]['user']}; ± is half a 95 % interval over the tasks)")
+    for name in names:
+        for gym, row in columns[name]["gyms"].items():
+            if "pass_at" in row:
+                print(f"{name[-16:]}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
+
+
+def print_userbench(table: dict[str, dict]) -> None:
+    """UserBench's metrics, a row a tier."""
+    titles = {"score": "score", "best_exist": "best", "correct_exist": "correct", "valid_search": "search%", "valid_action": "action%",
+              "active": "active", "passive": "passive", "first_valid": "first", "timing": "timing"}
+    print(f"\n{'UserBench, tier':16}{'n':>6}" + "".join(f"{title:>9}" for title in titles.values()))
+    for tier in sorted(table, key=lambda t: (t == "overall", t)):
+        row = table[tier]
+        print(f"{tier:16}{row['n']:6d}" + "".join(f"{'-' if row[key] is None else f'{row[key]:.3f}':>9}" for key in titles))
+    print("(score: mean value of the answers; best, correct: aspects with the best, with a suiting answer; search%, action%: moves\n"
+          " that got the task further; active, passive: preferences that were asked for, volunteered; first: turn of the first\n"
+          " valid move; timing: early valid moves weigh more, 1 if every turn was valid)")
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -342,29 +398,24 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
-    """The cold start: next-token prediction on what the demonstrator said.
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
+    """The cold start: next-token prediction on what the demonstrator said, each time on a new task.
 
     A model made from scratch first reads plain text, and then meets the demonstrations cut short, one turn at first
     and whole only towards the end: attention learns to copy from a request in 100 tokens much sooner than in 600.
     """
     s, start, tiny = run.s, time.time(), run.s.model == "tiny"
-    order, cursor = np.random.default_rng((s.seed, 2)).permutation(len(talks)), 0       # cursor: demonstrations used so far
-    for step in range(1, s.sft_steps + 1):
+    number = run.state.get("numbers", range(grpo.world()))[grpo.rank()]    # of this process's next demonstration
+    for step in range(first + 1, s.sft_steps + 1):
         began = time.time()
         progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # negative: only reading
         turns = 1 + int(20 * progress**2) if tiny else 10_000
-        batch, used = [], 0
-        while progress > 0 and used < s.sft_tokens:
-            talk = talks[order[cursor % len(order)]]
-            cursor += 1
-            batch.append(grpo.demo_trajectory(tokenizer, talk[: 2 * turns + 1]))
-            used += len(batch[-1].ids)
-        if step <= first:
-            continue                                                    # resumed: the cursor had to catch up
-        lines = s.facts // (1 if progress <= 0 else 2) if tiny else 0
-        batch += [grpo.text_trajectory(tokenizer, line) for line in reference_text(s, step, lines)]
-        batch = batch[grpo.rank()::grpo.world()]
+        lines = reference_text(s, step, s.facts // (1 if progress <= 0 else 2) if tiny else 0)
+        batch = [grpo.text_trajectory(tokenizer, line) for line in lines[grpo.rank()::grpo.world()]]
+        used = 0
+        while progress > 0 and used < s.sft_tokens / grpo.world():
+            batch.append(grpo.demo_trajectory(tokenizer, demonstration(s, number, turns, user)))
+            number, used = number + grpo.world(), used + len(batch[-1].ids)
         m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
                           micro_tokens=s.micro_tokens)
         run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
@@ -374,7 +425,7 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, talks) -> None:
             left = (time.time() - start) / (step - first) * (s.sft_steps - step)
             print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
                   f"{time.time() - began:5.2f} s  {gb:4.2f} GB | {clock(left)} left", flush=True)
-        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer)
+        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer, numbers=grpo.gather(number))
 
 
 def collect(s: Settings, engine, user, step: int, times: dict):
@@ -388,7 +439,7 @@ def collect(s: Settings, engine, user, step: int, times: dict):
         wanted = s.tasks - alive
         at = (step - 1) * s.tasks + round_ * s.steps * s.tasks                    # replacements: tasks of their own
         groups = [task for task in range(at, at + wanted)[grpo.rank()::grpo.world()] for _ in range(s.group)]
-        todo = [make_env(s, gyms[task % len(gyms)], task // len(gyms), "train", user) for task in groups]
+        todo = [make_env(s, gyms[task % len(gyms)], s.demos + task // len(gyms), "train", user) for task in groups]
         drawn = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, task, i % s.group) for i, task in enumerate(groups)],
                              temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times)
         for talk, env in zip(drawn, todo):
@@ -452,12 +503,12 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
         finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer)
 
 
-def finish_step(run: Run, step: int, last: int, phase: str, *learner) -> None:
+def finish_step(run: Run, step: int, last: int, phase: str, *learner, **state) -> None:
     """Checkpoint when it is time, and before an interrupt takes effect."""
     global interrupted
     interrupted = bool(grpo.summed([interrupted])[0])                   # only the first process hears Ctrl-C
     if step % run.s.save_every == 0 or step == last or interrupted:
-        run.save(*learner, phase=phase, step=step)
+        run.save(*learner, phase=phase, step=step, **state)
     check_interrupt()
 
 
@@ -512,21 +563,24 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
 
 def with_workers(s: Settings, command: str) -> None:
     """Start, or join, the processes that share the work.  A GPU is enough for one process; several need torchrun."""
+    try:
+        if s.resume:                                                        # a resumed run keeps its settings
+            s.workers = int(json.loads((Path("runs") / s.name / "config.json").read_text())["workers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return                                                              # Run will say what is wrong
     cpu = (s.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
     settings = [f"--{k}={v}" for k, v in dataclasses.asdict(s).items()]
     team.extend(grpo.join(s.workers if cpu else 1, [__file__, command, *settings]))
 
 
 def learn(run: Run, phases: tuple[str, ...]) -> None:
-    s, user = run.s, envs.ScriptedUser(run.s.noise, run.s.vague)
-    resumed, talks = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint")), []
+    s, user = run.s, make_user(run.s)
+    resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
     if resumed:
         model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
-    if run.state["phase"] == "sft" or not resumed and (s.model == "tiny" or "sft" in phases):
-        talks = demonstrations(s, user)                                 # resumed in RL, nobody would read them
-    if resumed:
         print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
     elif s.model == "tiny":
+        talks = [demonstration(s, number, s.max_turns, user) for number in range(60 * len(trained(s)))]
         texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
         model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
                                             seed=s.seed)
@@ -547,7 +601,7 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
         if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user, engine)
         else:
-            train_sft(run, model, tokenizer, optimizer, first, talks)
+            train_sft(run, model, tokenizer, optimizer, first, user)
         run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
     run.evaluate("expert", "expert", user)
 
@@ -570,7 +624,7 @@ def eval_(s: Settings) -> None:
     """Evaluate a checkpoint, or the scripted expert, on held-out tasks."""
     if s.model == "tiny":
         raise ValueError("eval needs --model=<checkpoint folder> (or --model=expert)")
-    user = envs.ScriptedUser(s.noise, s.vague)
+    user = make_user(s)
     policy = "expert"
     if s.model != "expert":
         policy = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=s.rows, max_len=s.context)
@@ -580,6 +634,8 @@ def eval_(s: Settings) -> None:
     run = Run(s, "eval")
     run.evaluate(s.model, policy, user)
     print_table(run.evals)
+    if gym_names(s) == ["travel"]:
+        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
     print(f"written to {run.path}/eval.json")
 
 
@@ -603,7 +659,7 @@ class Person:
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
     gym = gym_names(s)[0]
-    env = make_env(s, gym, s.index, "test", envs.ScriptedUser(s.noise, s.vague))
+    env = make_env(s, gym, s.index, "test", make_user(s))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}\n")
     if s.model != "tiny":
@@ -649,6 +705,7 @@ def parse(argv: list[str]) -> tuple[str, Settings]:
         key, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or not equals:
             raise ValueError(f"cannot read {item!r}; settings look like --key=value")
+        key = {"gym": "gyms"}.get(key, key)
         if key not in types:
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))

@@ -183,7 +183,7 @@ def test_turtle_user_goes_after_five_questions_in_a_row_that_settle_nothing():
         env = story({**NURSE, "known": ["why", "hero"]}, **options)
         return [env.step(f"[action] {q}")[2] for q in questions]
     other = ["Was it the boss?", "Did anybody die?", "Who did it?", "Was it the brother?", "Was it for a bet?"]
-    assert ends(*other) == [False] * 4 + [True] and ends(*other, patience=6) == ends(*other, classic=True) == [False] * 5
+    assert ends(*other) == [False] * 4 + [True] and ends(*other, max_idle=6) == ends(*other, classic=True) == [False] * 5
     yes = "Was it the uncle?"
     assert ends(*other[:4], yes, *other) == [False] * 9 + [True]                            # a new Yes settles a fact
     assert ends(yes, *other[:4], yes) == [False] * 5 + [True]                               # an old one does not

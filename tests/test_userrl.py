@@ -17,7 +17,7 @@ import userrl
 ROOT = Path(userrl.__file__).parent
 SMALL = ["--hidden=32", "--layers=1", "--vocab_size=400", "--demos=12", "--sft_steps=6", "--sft_tokens=600", "--facts=4", "--steps=5",
          "--tasks=3", "--group=4", "--rows=12", "--eval_tasks=3", "--max_turns=4", "--max_new_tokens=12", "--save_every=2",
-         "--sample_every=3", "--context=700"]
+         "--sample_every=3", "--context=700", "--workers=1"]
 
 
 @pytest.fixture
@@ -60,11 +60,13 @@ def test_evaluation_does_not_move_the_training_stream(here):
     assert metrics("a") == metrics("b")
 
 
-def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(here):
+@pytest.mark.parametrize("workers", (1, 2))
+def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(here, workers):
     """kill -9 between checkpoints: the half-written tail is dropped, the same steps come again, bit for bit."""
-    assert userrl.main(["demo", "--name=whole", *SMALL]) == 0
+    small = [*SMALL, f"--workers={workers}"]
+    assert userrl.main(["demo", "--name=whole", *small]) == 0
     at = random.Random(0).randint(3, 10)                        # of the twelve steps
-    process = subprocess.Popen([sys.executable, str(ROOT / "userrl.py"), "demo", "--name=cut", *SMALL],
+    process = subprocess.Popen([sys.executable, str(ROOT / "userrl.py"), "demo", "--name=cut", *small],
                                stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
     log, patience = Path("runs/cut/metrics.jsonl"), time.time() + 90
     while time.time() < patience and not (log.exists() and log.read_text().count("\n") >= at):
@@ -103,7 +105,10 @@ def test_sft_then_train_then_eval_and_the_other_options(here, capsys):
     assert userrl.main(["train", "--name=warm", "--model=runs/cold/checkpoint", *SMALL, "--turn=r2g", "--combine=shift", "--kl=0.1",
                         "--updates=2", "--ratio=sequence", "--aggregate=constant", "--resample=1", "--steps=2"]) == 0
     assert userrl.main(["eval", "--model=runs/warm/checkpoint", "--gyms=telepathy", "--eval_tasks=2", "--eval_temperature=0"]) == 0
-    assert userrl.main(["eval", "--model=expert", "--eval_tasks=2"]) == 0
+    capsys.readouterr()
+    assert userrl.main(["eval", "--model=expert", "--gym=travel", "--tier=all", "--choice=multi", "--eval_tasks=8", "--samples=2"]) == 0
+    out = capsys.readouterr().out
+    assert "pass@2" in out and all(f"\n{tier} " in out for tier in (*envs.TRIP_TIERS, "overall"))
     assert Path("runs/eval/eval.json").exists() and Path("runs/eval-2/eval.json").exists()
 
 
@@ -125,7 +130,8 @@ def test_play_both_chairs(here, capsys, monkeypatch):
     (["eval", "--model=/no/such/place"], "/no/such/place"), (["eval"], "--model"), (["train", "--model=/no/such"], "/no/such"),
     (["demo", "--turn=magic"], "turn"), (["demo", "--combine=magic"], "combine"), (["demo", "--group=1"], "group"),
     (["demo", "--tier=999"], "tier"), (["demo", "--steps=-1"], "steps"), (["demo", "--temperature=0"], "temperature"),
-    (["demo", "--name=../x"], "name"), (["demo", "--reading=1"], "reading"), (["demo", "--facts=0"], "facts"), (["demo", "--noise=7"], "noise"),
+    (["demo", "--name=../x"], "name"), (["demo", "--reading=1"], "reading"), (["demo", "--facts=0"], "facts"), (["demo", "--user_noise=7"], "user_noise"), (["demo", "--persona=pirate"], "pirate"),
+    (["demo", "--gyms=travel", "--hold_out=travel"], "hold_out"), (["demo", "--gyms=travel", "--hold_out=tau"], "hold_out"), (["demo", "--workers=0"], "workers"),
     (["train", "--model=expert"], "expert"), (["demo", "--gamma=2"], "gamma"), (["demo", "--device=meta"], "meta"), (["demo", "--device=abacus"], "abacus"), (["demo", "--ratio=golden"], "ratio"),
 ])
 def test_bad_input_is_one_clear_line(here, capsys, argv, says):
@@ -171,7 +177,8 @@ def test_half_a_checkpoint_is_one_clear_line(here, capsys):
 
 def test_summary_by_hand():
     """Two gyms, three episodes: macro averages the gyms, micro the episodes; a failed user is counted, not scored."""
-    episode = lambda *r, status="done", solved=False: {"rewards": list(r), "status": status, "solved": solved}
+    number = iter("abcdefgh")
+    episode = lambda *r, status="done", solved=False: {"task": next(number), "rewards": list(r), "status": status, "solved": solved}
     out = userrl.summarise({"a": [episode(0, 1, 0, solved=True), episode(0, 0)], "b": [episode(2), episode(9, status="user_error")]}, "u")
     a, b = out["gyms"]["a"], out["gyms"]["b"]
     assert (a["return"], a["success"], a["turns"], a["effective_turns"], a["time_weighted"], a["n"]) == (0.5, 0.5, 2.5, 1.0, 0.25, 2)
