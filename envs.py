@@ -1071,7 +1071,8 @@ class TurtleGym(Env):
                 "known": [], "pools": {}, "she": "it"}
 
 
-_NEGATIVE = re.compile(r"\b(not|never|no|none|nobody|nothing|without|neither|nor|cannot|false|untrue)\b|n't\b", re.I)
+_NEGATIVE = re.compile(r"\b(not|never|no|none|nobody|nothing|without|neither|nor|cannot|false|untrue|impossible|"
+                       r"any(one|body|thing) but)\b|n't\b", re.I)
 _WH = r"(what|which|who|whom|whose|when|where|why|how)\b"
 _OPEN_QUESTION = re.compile(
     rf"(^|[.;:!?])\W*((so|and|but|ok|okay|well|then|now|or|please)\W+)*{_WH}|\b(and|or|me|us|know|wonder) {_WH}|"
@@ -1081,11 +1082,11 @@ _OPEN_QUESTION = re.compile(
 def _straight(message: str) -> str:
     """The message with plain polarity: opposites as negations; "wasn't it", "or not", "not only" negate nothing."""
     message = message.replace("’", "'")
+    message = re.sub(r"^(\W*(?:so|and|but|ok|okay|well|then)?\W*(?:can|\w+?))n?'t\b", r"\1", message, flags=re.I)
     for pattern, plain in TURTLE_OPPOSITES.items():
         message = re.sub(pattern, plain, message, flags=re.I)
-    message = re.sub(r"^(\W*(?:so|and|but|ok|okay|well|then)?\W*\w+)n't\b", r"\1", message, flags=re.I)
-    return re.sub(r"(,\s*|\bor )(\w+n't (it|she|he|they|that)|no|not)\W*$|\b(no doubt|no wonder|not only)\b", "?",
-                  message, flags=re.I)
+    return re.sub(r"(,\s*|\bor )(\w+n't (it|she|he|they|that)|no|not)\W*$|"
+                  r"\b(no doubt|no wonder|not only|(nothing|no one|none) but)\b", "?", message, flags=re.I)
 
 
 def _denies(text: str) -> bool:
@@ -1121,10 +1122,10 @@ def _read_story(first: str):
     """(alternatives per open fact, the hero's pronoun) as the first message tells them; None for a loaded story."""
     event = next((e for e in TURTLE_EVENTS if e in first), None)
     setting = next((s for s, names in TURTLE_SETTINGS.items() if any(n in first for n in names.split("|"))), None)
-    if not event or not setting:
+    she = next((she for hero, she, _ in TURTLE_HEROES if f"a {hero} " in first), None)
+    if not (event and setting and she):
         return None
     told = {topic.partition(":")[0] for topic in addressed(first, TURTLE_TOPICS, typos=False)}
-    she = next(she for hero, she, _ in TURTLE_HEROES if f"a {hero} " in first)
     return {f: pool for f, pool in _pools(event, setting).items() if f not in told}, she
 
 
@@ -1208,12 +1209,12 @@ def blind_turtle(env: Env) -> str:
 # ---- words: fact -> pool -> {alternative: lexicon}; an event or a setting decides which pool is meant
 TURTLE_FACTS = {
     "what": {
-        "sound": {"a film": "film|movie|cinema|television|tv", "a parrot": "parrot|bird", "a game": "game|playing",
+        "sound": {"a film": "film|movie|cinema|television|tv", "a parrot": "parrot|bird", "a game": "game",
                   "a dream": "dream|nightmare"},
         "thing": {"a ring": "ring|jewel|jewellery", "a letter": "letter|message|envelope",
                   "a photo": "photo|photograph|picture", "a key": "key"},
         "taste": {"poison": "poison|poisonous|toxic|venom", "soap": "soap|soapy|detergent", "salt": "salt|salty",
-                  "wine": "wine|alcohol|liquor"},
+                  "pepper": "pepper|peppery"},
         "shape": {"a doll": "doll|dummy|puppet|mannequin", "a statue": "statue|sculpture", "a snowman": "snowman|snow",
                   "a shadow": "shadow"}},
     "who": {
@@ -1226,7 +1227,7 @@ TURTLE_FACTS = {
     "why": {
         "feeling": {"for love": "love|romance|romantic|affection", "for revenge": "revenge|vengeance|avenge|get even",
                     "out of fear": "fear|afraid|scared|frightened", "out of pity": "pity|mercy|compassion"},
-        "gain": {"for money": "money|cash|rich|paid|pay|greed|greedy|profit", "for a bet": "bet|wager|gamble",
+        "gain": {"for money": "money|cash|rich|paid|pay|greed|greedy|profit|financial", "for a bet": "bet|wager|gamble",
                  "for fame": "fame|famous|celebrity", "for a joke": "joke|joking|prank|for fun"}},
     "where": {
         "holiday": {"on a ship": "ship|boat|at sea|on board", "on a train": "train|railway",
@@ -1236,9 +1237,9 @@ TURTLE_FACTS = {
         "village": {"in a church": "church|chapel", "in a barn": "barn|stable", "in a school": "school|classroom",
                     "in a forest": "forest|woods|among trees"}},
     "hero": {
-        "body": {"blind": "blind", "deaf": "deaf", "asleep": "asleep|sleeping|sleepwalking|sleepwalker|slept",
-                 "drunk": "drunk|tipsy|intoxicated"},
-        "role": {"an actor": "actor|actress|acting", "a thief": "thief|robber|burglar|steal|stole",
+        "body": {"blind": "blind|trouble seeing", "deaf": "deaf", "drunk": "drunk|tipsy|intoxicated",
+                 "asleep": "asleep|sleeping|sleepwalking|sleepwalker|slept"},
+        "role": {"an actor": "actor|actress", "a thief": "thief|robber|burglar|criminal|steal|stole",
                  "a spy": "spy|spies|spying|secret agent", "a twin": "twin|identical"}},
 }
 TURTLE_TOPICS = {f"{f}: {a}": lexicon for f in TURTLE_FACTS for a, lexicon in _alternatives(f).items()}

@@ -44,7 +44,7 @@ class Settings:
     resume: bool = False            # go on with runs/<name> where its last checkpoint left it
     seed: int = 0
     gyms: str = "all"               # "all", or a comma-separated list
-    hold_out: str = ""              # gyms that are evaluated but not trained
+    hold_out: str = "tau"           # gyms that are evaluated, not trained (the tiny model cannot write tau's long calls)
     workers: int = 2                # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"             # "tiny" (made here, from scratch), a checkpoint folder or name, or "expert" (eval)
     device: str = ""                # empty: cuda if there is one, else cpu
@@ -55,26 +55,27 @@ class Settings:
     layers: int = 3
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
-    slip: float = 0.35              # how careless: probability of a poor move
-    sft_steps: int = 1000
-    sft_tokens: int = 2500          # tokens of demonstrations per optimiser step
+    slip: float = 0.2               # how careless: probability of a poor move
+    sft_steps: int = 1300
+    sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
     sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW alone
     # ... which a model made from scratch begins by reading plain text (the stand-in for pre-training)
     reading: float = 0.3            # share of the SFT steps that only read
     facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
     # GRPO
-    steps: int = 50
-    tasks: int = 12                 # tasks per step, shared among the gyms in turn
+    steps: int = 65
+    tasks: int = 16                 # tasks per step
+    mixture: str = "signal"         # whose: the gyms in turn ("equal"), or more from those whose rollouts differ ("signal")
     group: int = 8                  # rollouts per task
     updates: int = 1                # optimiser steps per batch of rollouts
     lr: float = 3e-4
     warmup: float = 0.1             # share of the steps
     temperature: float = 1.0
-    turn: str = "r2g"         # turn credit: naive | equalized | r2g | em
+    turn: str = "naive"             # turn credit: naive | equalized | r2g | em
     trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
     combine: str = "shift"          # scale (released code) | paper (as printed) | shift (ours)
-    normalize: str = "std"          # std | center
+    normalize: str = "center"       # std | center
     gamma: float = 0.8
     k: float = 2.0
     clip_low: float = 0.2
@@ -108,7 +109,7 @@ class Settings:
     def check(self) -> None:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
-                             "normalize": rewards.NORMALIZE, "choice": ("single", "multi"), "ratio": ("token", "sequence"),
+                             "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                              "aggregate": ("token", "sequence", "constant")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
@@ -130,8 +131,8 @@ class Settings:
             raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
         for gym in gym_names(self):
             make_env(self, gym, 0, "train", None)
-        if unknown := set(held_out(self)) - set(gym_names(self)):
-            raise ValueError(f"--hold_out={unknown.pop()} is not among --gyms={self.gyms}")
+        if unknown := set(held_out(self)) - set(envs.GYMS):
+            raise ValueError(f"--hold_out={unknown.pop()} is no gym; choose from {', '.join(envs.GYMS)}")
         if set(held_out(self)) >= set(gym_names(self)):
             raise ValueError("--hold_out leaves no gym to train in")
 
@@ -428,24 +429,46 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
         finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer, numbers=grpo.gather(number))
 
 
-def collect(s: Settings, engine, user, step: int, times: dict):
+def deal(s: Settings, mixture: dict, tasks: int) -> list[tuple[str, int]]:
+    """(gym, index) of the next tasks; `mixture` remembers, so that a resumed run goes on as if never stopped.
+
+    "signal" deals in proportion to how much a task's rollouts differed lately (the mean std of a group's returns): what
+    always fails or always succeeds teaches nothing.  Every gym keeps a twentieth of the largest share, to be noticed.
+    """
+    gyms = trained(s)
+    dealt, spread, credit = (mixture.setdefault(key, {}) for key in ("dealt", "spread", "credit"))
+    top = max(spread.get(g, 1.0) for g in gyms) or 1.0
+    weight = {g: gyms.count(g) * (max(spread.get(g, 1.0), top / 20) if s.mixture == "signal" else 1.0) for g in gyms}
+    drawn = []
+    for _ in range(tasks):                                              # smooth weighted round robin
+        for g in weight:
+            credit[g] = credit.get(g, 0.0) + weight[g] / sum(weight.values())
+        g = max(weight, key=lambda g: credit[g])
+        credit[g] -= 1.0
+        drawn.append((g, s.demos + dealt.get(g, 0)))
+        dealt[g] = dealt.get(g, 0) + 1
+    return drawn
+
+
+def collect(s: Settings, engine, user, step: int, mixture: dict, times: dict):
     """This process's share of a step's rollouts: (trajectories, their advantages, which carry a signal, counts).
 
-    Tasks are dealt out whole, so that a group is never split; the counts are of all processes.  Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (all scores equal)
-    are counted and not trained on; with --resample, other tasks are drawn in their place.
+    Tasks are dealt out whole, so that a group is never split; the counts are of all processes.  Trajectories whose user
+    failed are left out: that was not a wrong move.  Groups without a signal (all scores equal) are counted and not
+    trained on; with --resample, other tasks are drawn in their place.
     """
-    gyms, talks, counts, alive = trained(s), [], {"groups": 0, "user_error": 0}, 0
+    talks, counts, alive = [], {"groups": 0, "user_error": 0}, 0
     for round_ in range(1 + s.resample):
-        wanted = s.tasks - alive
-        at = (step - 1) * s.tasks + round_ * s.steps * s.tasks                    # replacements: tasks of their own
-        groups = [task for task in range(at, at + wanted)[grpo.rank()::grpo.world()] for _ in range(s.group)]
-        todo = [make_env(s, gyms[task % len(gyms)], s.demos + task // len(gyms), "train", user) for task in groups]
-        drawn = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, task, i % s.group) for i, task in enumerate(groups)],
-                             temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times)
+        wanted = deal(s, mixture, s.tasks - alive)
+        mine = [(f"{gym}-{index}", gym, index) for gym, index in wanted[grpo.rank()::grpo.world()] for _ in range(s.group)]
+        todo = [make_env(s, gym, index, "train", user) for _, gym, index in mine]
+        seeds = [(s.seed, 3, zlib.crc32(task.encode()), i % s.group) for i, (task, *_) in enumerate(mine)]
+        drawn = grpo.rollout(engine, todo, groups=[task for task, *_ in mine], seeds=seeds, temperature=s.temperature,
+                             max_new_tokens=s.max_new_tokens, clock=times)
         for talk, env in zip(drawn, todo):
             talk.gym = env.name
         talks += [t for t in drawn if t.status != "user_error" and t.turn_rewards]
-        counts["groups"] += wanted
+        counts["groups"] += len(wanted)
         scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in talks]
         keep, _ = rewards.signal_groups(scores, [t.group for t in talks])
         signals = {t.group for t, signal in zip(talks, keep) if signal}
@@ -462,10 +485,11 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
     """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps."""
     s, start = run.s, time.time()
     reference = start_policy(run, model, tokenizer) if s.kl else None
+    mixture = run.state.get("mixture", {})
     constant = s.max_turns * s.max_new_tokens                           # Dr. GRPO's divisor: the longest there can be
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
-        talks, advantages, keep, counts = collect(s, engine, user, step, times)
+        talks, advantages, keep, counts = collect(s, engine, user, step, mixture, times)
         rolled = time.time()
         lr = grpo.lr_schedule(step - 1, s.steps, s.lr, warmup=s.warmup, kind="constant")
         ids = sorted({t.group for t, signal in zip(talks, keep) if signal})
@@ -483,6 +507,11 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
         over = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
         m = {k: float(over.get(k, np.mean)([x[k] for x in all_metrics])) for k in (all_metrics[0] if all_metrics else {})}
         everyone = [x for part in grpo.gather([(t.gym, sum(t.turn_rewards), t.status, len(t.turn_rewards)) for t in talks]) for x in part]
+        groups: dict[str, list] = {}
+        for t in talks:
+            groups.setdefault(t.group, []).append(sum(t.turn_rewards))
+        for gym, spread in sorted(x for part in grpo.gather([(g.split("-")[0], float(np.std(r))) for g, r in groups.items()]) for x in part):
+            mixture["spread"][gym] = 0.8 * mixture["spread"].get(gym, spread) + 0.2 * spread
         mean = lambda values: float(np.mean(values)) if values else None
         per_gym = {g: mean([r for gym, r, *_ in everyone if gym == g]) for g in gym_names(s) if g in trained(s)}
         row = {"phase": "rl", "step": step, "return": mean([r for _, r, *_ in everyone]) or 0.0, **per_gym,
@@ -500,7 +529,7 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
               f"ent {m.get('entropy', 0):4.2f} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | {clock(left)} left", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             show_sample(run, step, talks, advantages)
-        finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer)
+        finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer, mixture=mixture)
 
 
 def finish_step(run: Run, step: int, last: int, phase: str, *learner, **state) -> None:

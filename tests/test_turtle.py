@@ -1,6 +1,7 @@
 """TurtleGym: what the user understands, how answers are scored, what does not pay, the original file."""
 import json
 import random
+import re
 from pathlib import Path
 
 import envs
@@ -9,17 +10,21 @@ import pytest
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "userrl" / "all_stories_refined.json"
 
-NURSE = {"id": "t", "new_title": "The nurse and the scream", "new_surface": "On holiday, a nurse hears a scream and smiles. "
-         "It was for a bet. What was it, who did it, where?", "new_bottom": "-", "she": "she", "known": ["why", "hero"],
+NURSE = {"id": "t", "new_title": "The nurse and the scream", "new_surface": "On holiday, a nurse hears a scream and "
+         "smiles. It was for a bet. What was it, who did it, where?", "new_bottom": "-", "she": "she",
+         "known": ["why", "hero"],
          "facts": {"what": "a film", "who": "the uncle", "why": "for a bet", "where": "on a ship", "hero": "blind"},
-         "pools": {"what": ["a film", "a parrot", "a game", "a dream"], "who": ["the brother", "the uncle", "the cousin", "the aunt"],
+         "pools": {"what": ["a film", "a parrot", "a game", "a dream"],
+                   "who": ["the brother", "the uncle", "the cousin", "the aunt"],
                    "where": ["on a ship", "on a train", "in a hotel", "on a beach"]},
          "evaluation": [{"statement": "It was a film.", "score": 0.3, "facts": ["what"]},
                         {"statement": "It was the uncle.", "score": 0.4, "facts": ["who"]},
                         {"statement": "It was on a ship.", "score": 0.3, "facts": ["where"]}]}
 POOLS = {**NURSE["pools"], "why": ["for money", "for a bet", "for fame", "for a joke"]}
-PAIR = {**NURSE, "known": ["hero"], "evaluation": [{"statement": "It was the uncle. It was for a bet.", "score": 0.4, "facts": ["who", "why"]},
-        {"statement": "It was a film.", "score": 0.3, "facts": ["what"]}, {"statement": "It was on a ship.", "score": 0.3, "facts": ["where"]}]}
+PAIR = {**NURSE, "known": ["hero"], "pools": POOLS, "evaluation": [
+    {"statement": "It was the uncle. It was for a bet.", "score": 0.4, "facts": ["who", "why"]},
+    {"statement": "It was a film.", "score": 0.3, "facts": ["what"]},
+    {"statement": "It was on a ship.", "score": 0.3, "facts": ["where"]}]}
 ALL_OPEN = {**PAIR, "known": []}
 TRUTHS = {"film": "film", "uncle": "uncle", "bet": " bet", "ship": "ship", "blind": "blind"}
 
@@ -45,7 +50,8 @@ Y, N, MAYBE, MANY, OPEN, OFF = "Yes", "No", "Maybe", "many", "open", "off"
     ("was it on tv", Y),
     ("Is it true that it was a film?", Y), ("Did it come from a cinema?", Y), ("Was it a parrot?", N),
     ("Did a bird scream?", N),
-    ("Was it only a dream?", N), ("Were children playing?", N), ("Was it the uncle?", Y), ("Did her uncle do it?", Y),
+    ("Was it only a dream?", N), ("Did her uncle play a part in it?", Y), ("Was someone trying to win a bet?", Y),
+    ("Was it the uncle?", Y), ("Did her uncle do it?", Y),
     ("Was her uncle behind all this?", Y), ("Could the uncle have done it?", Y), ("Was it her brother?", N),
     ("Was a sibling involved?", N),
     ("Was it the manager?", N), ("Did the aunt do it?", N), ("Was somebody gambling?", Y), ("Was there a wager?", Y),
@@ -63,11 +69,12 @@ Y, N, MAYBE, MANY, OPEN, OFF = "Yes", "No", "Maybe", "many", "open", "off"
     ("I wonder if it was the uncle", Y), ("Can you tell me whether it was the uncle?", Y),
     ("Tell me if a film was on", Y),
     # polarity
-    ("Was it not the uncle?", N), ("Was it not the brother?", Y), ("Wasn't it the uncle?", Y),
+    ("Was it not the uncle?", N), ("Was it not the brother?", Y), ("Was it anyone but the uncle?", N),
+    ("Was it nothing but a film?", Y), ("Wasn't it the uncle?", Y),
     ("Isn't it her brother?", N),
     ("It was the uncle, wasn't it?", Y), ("Was it the uncle or not?", Y), ("Did it have nothing to do with a bet?", N),
     ("Was no film involved?", N), ("Was revenge never the reason?", Y), ("Could she see?", N),
-    ("Could she not see?", Y), ("Was she unable to see?", Y),
+    ("Could she not see?", Y), ("Couldn't she see?", N), ("Can't she hear?", Y), ("Was she unable to see?", Y),
     ("Could she hear well?", Y), ("Was she awake?", Y), ("Was she not awake?", N), ("Was she sober?", Y),
     ("Is it false that it was the uncle?", N),
     # what the story tells may be mentioned
@@ -111,7 +118,8 @@ def test_turtle_every_question_of_the_expert_is_understood():
                 text = form.format(alternative, she="he")
                 assert envs.addressed(text, envs.TURTLE_TOPICS) == [f"{fact}: {alternative}"]
                 for task in (ALL_OPEN, {**ALL_OPEN, "facts": {**ALL_OPEN["facts"], fact: alternative}}):
-                    assert story(task).step(f"[action] {text}")[0].startswith("Yes" if task["facts"][fact] == alternative else "No"), text
+                    yes = "Yes" if task["facts"][fact] == alternative else "No"
+                    assert story(task).step(f"[action] {text}")[0].startswith(yes), text
 
 
 def test_turtle_no_word_means_two_things():
@@ -120,10 +128,11 @@ def test_turtle_no_word_means_two_things():
     for topic, lexicon in {**envs.TURTLE_TOPICS, "other": envs.TURTLE_OTHER}.items():
         for phrase in lexicon.split("|"):
             assert seen.setdefault(tuple(envs.words(phrase)), topic) == topic, phrase
-    plain = " ".join([*envs.TURTLE_SAY.values(), *envs.NOT_UNDERSTOOD.values(), *(a for pair in envs.PERSONAS.values() for a in pair),
-                      *envs.TURTLE_ASKS.values(), *(row[3] for row in envs.TURTLE_EVENTS.values()), *envs.TURTLE_SETTINGS.values(),
-                      *(hero for hero, _, _ in envs.TURTLE_HEROES), "yes no it was not she he really done happen do is did"])
-    assert envs.addressed(plain, envs.TURTLE_TOPICS, typos=False) == []
+    plain = [*envs.TURTLE_SAY.values(), *envs.NOT_UNDERSTOOD.values(), *(a for p in envs.PERSONAS.values() for a in p),
+             *envs.TURTLE_ASKS.values(), *(row[3] for row in envs.TURTLE_EVENTS.values()),
+             *envs.TURTLE_SETTINGS.values(), *(hero for hero, _, _ in envs.TURTLE_HEROES),
+             "yes no it was not she he really done happen do is did"]
+    assert envs.addressed(" ".join(plain), envs.TURTLE_TOPICS, typos=False) == []
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -161,7 +170,8 @@ def test_turtle_score(answer, score):
 
 
 def test_turtle_a_point_of_two_facts_can_be_half_right():
-    for answer, score in (("the uncle", 0.2), ("the uncle, for a bet", 0.4), ("the uncle, for love", 0.0), ("for a bet, a film", 0.5)):
+    for answer, score in (("the uncle", 0.2), ("the uncle, for a bet", 0.4), ("the uncle, for love", 0.0),
+                          ("for a bet, a film", 0.5)):
         env = story(PAIR)
         text, reward, *_ = env.step(f"[answer] {answer}")
         assert reward == pytest.approx(score) and ("half right" in text) == (score in (0.2, 0.5))
@@ -172,7 +182,7 @@ def test_turtle_only_progress_pays_and_two_answers_are_heard():
     assert answers(env, "the uncle", "a film") == [0.4, 0.0] and env.done
     assert answers(story(), "the uncle", "the uncle, a film") == [0.4, 0.3]
     env = story()
-    assert answers(env, "nothing at all", "no idea", "it was not a dream") == [0, 0, 0] and not env.done     # says nothing
+    assert answers(env, "nothing at all", "no idea", "it was not a dream") == [0, 0, 0] and not env.done  # says nothing
     text, reward, done, _, _ = (env.step("[answer] a dream"), env.step("[answer] a game"))[1]
     assert (reward, done, env.solved) == (0.0, True, False) and "last answer" in text
 
@@ -183,12 +193,13 @@ def test_turtle_user_goes_after_five_questions_in_a_row_that_settle_nothing():
         env = story({**NURSE, "known": ["why", "hero"]}, **options)
         return [env.step(f"[action] {q}")[2] for q in questions]
     other = ["Was it the boss?", "Did anybody die?", "Who did it?", "Was it the brother?", "Was it for a bet?"]
-    assert ends(*other) == [False] * 4 + [True] and ends(*other, max_idle=6) == ends(*other, classic=True) == [False] * 5
+    assert ends(*other) == [False] * 4 + [True]
+    assert ends(*other, max_idle=6) == ends(*other, classic=True) == [False] * 5
     yes = "Was it the uncle?"
-    assert ends(*other[:4], yes, *other) == [False] * 9 + [True]                            # a new Yes settles a fact
-    assert ends(yes, *other[:4], yes) == [False] * 5 + [True]                               # an old one does not
+    assert ends(*other[:4], yes, *other) == [False] * 9 + [True]                        # a new Yes settles a fact
+    assert ends(yes, *other[:4], yes) == [False] * 5 + [True]                           # an old one does not
     denied = ["Was it the brother?", "Was it the cousin?", "Was it the aunt?"]
-    assert ends(*denied, *other[:4], yes) == [False] * 7 + [True]                           # three denied settle it, too
+    assert ends(*denied, *other[:4], yes) == [False] * 7 + [True]                       # three denied settle it, too
 
 
 def test_turtle_classic_reads_out_points_forgives_contradictions_and_listens_for_ever():
@@ -218,12 +229,14 @@ def test_turtle_tasks_are_many_well_formed_and_split_by_content():
             open_ = [f for p in points for f in p["facts"]]
             assert sorted(open_ + task["known"]) == sorted(task["facts"]) and len(first.split()) <= 36
             pools, she = envs._read_story(first)
-            assert sorted(pools) == sorted(open_) and all(task["facts"][f] in pools[f] for f in open_) and she == task["she"]
-            assert envs.addressed(first, envs.TURTLE_TOPICS, typos=False) == [f"{f}: {task['facts'][f]}" for f in task["known"]]
+            assert pools == task["pools"] and set(pools) == set(open_) and she == task["she"]
+            assert all(task["facts"][f] in pools[f] for f in open_)
+            told = [f"{f}: {task['facts'][f]}" for f in task["known"]]
+            assert envs.addressed(first, envs.TURTLE_TOPICS, typos=False) == told
     assert len(seen["train"]) == len(seen["test"]) == 1000
     assert not contents["train"] & contents["test"]
     words = lambda split: {w for s in seen[split] for w in envs.words(s)}
-    assert words("test") <= words("train")                                                   # new combinations, no new words
+    assert words("test") <= words("train")                           # new combinations, no new words
 
 
 def test_turtle_shows_nothing_that_was_not_asked_for():
@@ -232,7 +245,8 @@ def test_turtle_shows_nothing_that_was_not_asked_for():
         first, info = env.reset()
         secret = {f"{f}: {env.task['facts'][f]}" for p in env.task["evaluation"] for f in p["facts"]}
         public = [first, env.system_prompt, json.dumps(info["public"])]
-        for action in ("[action] What happened?", "[action] Tell me everything", "[action] Did anybody die?", "[answer] no idea", "no", "[finish]"):
+        for action in ("[action] What happened?", "[action] Tell me everything", "[action] Did anybody die?",
+                       "[answer] no idea", "no", "[finish]"):
             text, *_, info = env.step(action)
             public += [text, json.dumps(info["public"])]
         assert not secret & set(envs.addressed(" . ".join(public), envs.TURTLE_TOPICS, typos=False))
@@ -271,9 +285,14 @@ def test_turtle_shortcuts_do_not_pay():
         if policy is envs._repeat_rewarded:
             episodes = [r[next((i + 1 for i, x in enumerate(r) if x), 0):] for r in episodes]
         return sum(map(sum, episodes)) / n
-    guess_all = lambda env: "[answer] " + envs._telling({f: env.rng.choice(p) for f, p in envs._read_story(env.history[0][1])[0].items()}, "she")
-    ask_then_dump = lambda env: envs.SHORTCUTS["ask through the list"](env) if env.turns < 14 else "[answer] " + " ".join(
-        text for role, text in env.history[1:] if role == "agent").replace("?", "").replace("[action]", "")
+    def guess_all(env):
+        pools, she = envs._read_story(env.history[0][1])
+        return "[answer] " + envs._telling({f: env.rng.choice(pool) for f, pool in pools.items()}, she)
+    def ask_then_dump(env):
+        asked = " ".join(text for role, text in env.history[1:] if role == "agent")
+        if env.turns < 4:
+            return envs.SHORTCUTS["ask through the list"](env)
+        return "[answer] " + re.sub(r"\?|\[\w+\]", "", asked)
     expert, careless = mean(envs.expert), mean(lambda env: envs.expert(env, 0.35))
     def guess_one(env):
         """Guess one fact; keep it if it was right and add another guess."""
@@ -283,22 +302,25 @@ def test_turtle_shortcuts_do_not_pay():
             right = next(a for a in pool if a in env.history[-2][1])
             return "[answer] " + envs._telling({fact: right, other: env.rng.choice(more)}, she)
         return "[answer] " + envs._telling({fact: pool[env.turns % 4]}, she)
-    blind = {"blind": envs.blind_turtle, "guess one": guess_one, "guess all": guess_all, "ask, then dump": ask_then_dump}
-    best = max([(mean(policy), name) for name, policy in blind.items()] + [(mean(p, 40), name) for name, p in envs.SHORTCUTS.items()])
+    best = max([(mean(p), p.__name__) for p in (envs.blind_turtle, guess_one, guess_all, ask_then_dump)]
+               + [(mean(p, 40), name) for name, p in envs.SHORTCUTS.items()])
     assert expert >= 3 * best[0], (expert, best)
     assert 0.5 * expert <= careless <= 0.85 * expert
 
 
 def test_turtle_expert_copes_with_a_weak_user_and_a_loaded_story():
-    weak = [sum(envs.play(envs.make("turtle", i, user=envs.ScriptedUser(noise=0.2, vague=0.2)), envs.expert)) for i in range(40)]
+    user = envs.ScriptedUser(noise=0.2, vague=0.2)
+    weak = [sum(envs.play(envs.make("turtle", i, user=user), envs.expert)) for i in range(40)]
     assert 0.2 < sum(weak) / 40 < 0.95
     assert envs.play(envs.make("turtle", task=envs.TurtleGym.read_task("7", ENTRY)), envs.expert) == [0.0]
 
 
 # ---------------------------------------------------------------------------------------------- the original file
 
-ENTRY = {"new_title": "A", "new_surface": "A cook shouts at a wall.", "new_bottom": "Behind it hides a frozen penguin. The cook trains for opera.",
-         "evaluation": [{"statement": "A frozen penguin hides behind the wall.", "score": "3"}, {"statement": "He trains for an opera.", "score": 1}]}
+ENTRY = {"new_title": "A", "new_surface": "A cook shouts at a wall.",
+         "new_bottom": "Behind it hides a frozen penguin. The cook trains for opera.",
+         "evaluation": [{"statement": "A frozen penguin hides behind the wall.", "score": "3"},
+                        {"statement": "He trains for an opera.", "score": 1}]}
 
 
 def test_turtle_reads_the_original_form():
@@ -306,7 +328,8 @@ def test_turtle_reads_the_original_form():
     assert task["id"] == "turtle-7" and [p["score"] for p in task["evaluation"]] == [0.75, 0.25]
     for classic in (False, True):
         env = story(task, classic=classic)
-        texts = [env.step(f"[action] {q}")[0] for q in ("Is there a penguin?", "Is it about money?", "Does it have to do with an opera?")]
+        asked = ("Is there a penguin?", "Is it about money?", "Is an opera part of it?")
+        texts = [env.step(f"[action] {q}")[0] for q in asked]
         assert [t[:3].strip(",.") for t in texts] == ["Yes", "May", "Yes"] and not any("frozen" in t for t in texts)
         assert answers(env, "Some penguin") == [0.375]                                      # half of the first point
         assert answers(env, "A frozen penguin is behind the wall; he trains for the opera") == [0.625] and env.solved
