@@ -56,7 +56,7 @@ class Settings:
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
     slip: float = 0.2               # how careless: probability of a poor move
-    sft_steps: int = 1300
+    sft_steps: int = 1150
     sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
     sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW alone
@@ -64,13 +64,14 @@ class Settings:
     reading: float = 0.3            # share of the SFT steps that only read
     facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
     # GRPO
-    steps: int = 65
+    steps: int = 75
     tasks: int = 16                 # tasks per step
     mixture: str = "signal"         # whose: the gyms in turn ("equal"), or more from those whose rollouts differ ("signal")
     group: int = 8                  # rollouts per task
     updates: int = 1                # optimiser steps per batch of rollouts
-    lr: float = 3e-4
+    lr: float = 6e-4
     warmup: float = 0.1             # share of the steps
+    decay: str = "cosine"           # to 0 at the last step, or "constant"
     temperature: float = 1.0
     turn: str = "naive"             # turn credit: naive | equalized | r2g | em
     trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
@@ -109,7 +110,7 @@ class Settings:
     def check(self) -> None:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
-                             "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "choice": ("single", "multi"), "ratio": ("token", "sequence"),
+                             "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"), "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                              "aggregate": ("token", "sequence", "constant")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
@@ -491,7 +492,7 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
         began, times = time.time(), {}
         talks, advantages, keep, counts = collect(s, engine, user, step, mixture, times)
         rolled = time.time()
-        lr = grpo.lr_schedule(step - 1, s.steps, s.lr, warmup=s.warmup, kind="constant")
+        lr = grpo.lr_schedule(step - 1, s.steps, s.lr, warmup=s.warmup, kind=s.decay)
         ids = sorted({t.group for t, signal in zip(talks, keep) if signal})
         all_metrics = []
         for part in range(s.updates):

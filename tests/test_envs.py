@@ -313,6 +313,22 @@ def test_a_noisy_user_misunderstands_and_a_vague_one_shrugs():
     assert not env.step("[action] Is it big?")[0].startswith(("Yes", "No"))
 
 
+def test_patience_runs_out_and_personas_speak():
+    """After three turns in a row that earn nothing the user leaves; a turn that earns starts the count again."""
+    env = make("telepathy", 0, patience=3, persona="plain")
+    env.reset()
+    assert env.persona == "plain"
+    texts = [env.step("[action] Is it big?") for _ in range(3)]
+    assert [t[2] for t in texts] == [False, False, True] and texts[2][0].endswith("I have had enough. Goodbye.")
+    env = make("intention", task=PARTY, patience=2)
+    env.reset()
+    assert [env.step(f"[action] {q}")[2] for q in ("What is your favourite bird?", "What is your budget?", "Hello?")] == [False, False, False]
+    with pytest.raises(ValueError, match="pirate"):
+        make("travel", persona="pirate")
+    polite, plain = (make("travel", 5, persona=p) for p in ("polite", "plain"))
+    assert polite.reset()[0] == plain.reset()[0]                # the same episode, told in another voice
+
+
 @pytest.mark.parametrize("arguments", [("golf",), ("travel", 0, "dev")])
 def test_unknown_names_are_one_line(arguments):
     with pytest.raises(ValueError, match="choose"):

@@ -396,6 +396,30 @@ def test_a_failing_user_is_not_a_wrong_move(policy, slow):
             assert len(t.ids) == len(t.mask) == len(t.turn)
 
 
+class Outage(Exception):
+    user_error = True
+
+
+class Searching(Env):
+    """An environment that asks the world itself, and finds the line dead in its second turn."""
+    failure = Outage
+
+    def turn(self, action):
+        if self.said == 1:
+            raise self.failure("search engine: timed out")
+        return (yield from super().turn(action))
+
+
+def test_a_failing_search_engine_is_not_a_wrong_move_and_a_bug_is_a_bug(policy):
+    """Only replies of users were caught: an engine that failed inside an environment's turn ended the whole run."""
+    for t in grpo.rollout(grpo.Engine(*policy, rows=2, max_len=512), [Searching(i, turns=3) for i in range(3)], max_new_tokens=5):
+        assert t.status == "user_error" and len(t.turn_rewards) == len(t.tokens) == 1 and len(t.ids) == len(t.mask)
+    bug = Searching(0, turns=3)
+    bug.failure = KeyError
+    with pytest.raises(KeyError):
+        grpo.rollout(grpo.Engine(*policy, rows=2, max_len=512), [bug], max_new_tokens=5)
+
+
 def test_slow_users_are_waited_for_together(policy):
     """One slow reply held up the whole batch: eight talks with 0.1 s replies took the sum of all waits."""
     class Slow(User):
@@ -734,6 +758,27 @@ def test_a_folder_that_is_no_checkpoint_is_never_replaced(fresh, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ many processes
+
+GATHER = """
+import sys, os
+sys.path.insert(0, sys.argv[1])
+import grpo
+started = grpo.join(3, ["-c", "import sys; sys.argv = ['-c', %r]; exec(%r)" % (sys.argv[1], os.environ["SOURCE"])])
+rank = grpo.rank()
+parts = grpo.gather({"rank": rank, "long": "x" * rank * 1000, "third": 1 / 3})
+assert [p["rank"] for p in parts] == [0, 1, 2] == list(range(grpo.world())) and parts[2]["long"] == "x" * 2000 and parts[1]["third"] == 1 / 3
+assert grpo.summed([1.0, rank]) == [3.0, 3.0]
+if rank == 0:
+    print("all", len(started))
+grpo.leave(started)
+assert grpo.world() == 1 or rank
+"""
+
+
+def test_processes_find_each_other_and_share_plain_data():
+    out = subprocess.run([sys.executable, "-c", GATHER, ROOT], capture_output=True, text=True, timeout=120, env={**os.environ, "SOURCE": GATHER})
+    assert out.returncode == 0 and out.stdout == "all 2\n", out.stderr
+
 
 WORKER = """
 import sys, torch, torch.distributed as dist

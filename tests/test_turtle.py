@@ -189,8 +189,9 @@ def test_turtle_only_progress_pays_and_two_answers_are_heard():
 
 def test_turtle_user_goes_after_five_questions_in_a_row_that_settle_nothing():
     """Asking down the table, whatever the story, earned two thirds of what reading it did."""
-    def ends(*questions, **options):
+    def ends(*questions, max_idle=5, **options):
         env = story({**NURSE, "known": ["why", "hero"]}, **options)
+        env.max_idle = max_idle
         return [env.step(f"[action] {q}")[2] for q in questions]
     other = ["Was it the boss?", "Did anybody die?", "Who did it?", "Was it the brother?", "Was it for a bet?"]
     assert ends(*other) == [False] * 4 + [True]

@@ -175,6 +175,27 @@ def test_half_a_checkpoint_is_one_clear_line(here, capsys):
     assert err.count("\n") == 2 and "runs/a/checkpoint" in err
 
 
+def test_tasks_are_dealt_by_signal():
+    """Two gyms whose rollouts differ by 3 : 1 get tasks 3 : 1; one without any signal keeps a twentieth of the largest share."""
+    s = userrl.Settings(gyms="travel,intention,search", hold_out="", demos=100)
+    mixture = {"spread": {"travel": 0.6, "intention": 0.2, "search": 0.0}}
+    first = userrl.deal(s, mixture, 10)
+    assert first[0] == ("travel", 100) and len(set(first)) == 10
+    drawn = first + userrl.deal(s, mixture, 820)
+    count = {g: sum(gym == g for gym, _ in drawn) for g in ("travel", "intention", "search")}
+    assert abs(count["travel"] - 600) <= 2 and abs(count["intention"] - 200) <= 2 and abs(count["search"] - 30) <= 2
+    assert [i for g, i in drawn if g == "intention"] == list(range(100, 100 + count["intention"]))     # no task twice
+    equal = userrl.deal(userrl.Settings(gyms="travel,travel,search", hold_out="", mixture="equal"), {}, 9)
+    assert [g for g, _ in equal].count("travel") == 6
+
+
+def test_a_gym_held_out_is_evaluated_but_not_trained(here):
+    assert userrl.main(["demo", "--name=a", *SMALL, "--gyms=intention,telepathy", "--hold_out=telepathy"]) == 0
+    rows = [json.loads(x) for x in metrics("a").splitlines()]
+    assert all("telepathy" not in row for row in rows) and any("intention" in row for row in rows)
+    assert set(json.loads(Path("runs/a/eval.json").read_text())["RL"]["gyms"]) == {"intention", "telepathy"}
+
+
 def test_summary_by_hand():
     """Two gyms, three episodes: macro averages the gyms, micro the episodes; a failed user is counted, not scored."""
     number = iter("abcdefgh")
