@@ -22,9 +22,9 @@ any dependency: this file runs alone on the standard library.
 
 from __future__ import annotations
 
-import json
 import heapq
 import itertools
+import json
 import math
 import random
 import re

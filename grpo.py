@@ -5,6 +5,7 @@ How a policy talks and how it learns, in one file that works when copied alone i
   tokens     a chat is encoded piece by piece, each piece once; what the model sampled is never decoded and re-encoded
   engine     one KV-cache row per conversation; user replies are appended to the row, finished rows are refilled
   learning   clipped policy gradient (GRPO and its variants) with one advantage per turn, and SFT by the same code
+  processes  each plays and learns from its share, gradients and divisors are summed (gloo or NCCL)
   checkpoint Hugging Face format plus what resuming needs; no pickle; killed at any instant, one complete copy remains
 
 An environment is known only by its methods (`rollout` lists them), a reward only as a number per turn.

@@ -11,7 +11,8 @@ Every setting is a field of `Settings`, given as --key=value.  A run lives in ru
 config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl (seconds, memory),
 eval.json, samples.jsonl (whole conversations with reward, credit and advantage of each turn), checkpoint/.
 
-Left out: learning-rate sweeps, dashboards, more than one process.  envs.py says what is rewarded, rewards.py who
+On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
+asynchronous rollouts.  envs.py says what is rewarded, rewards.py who
 gets the credit, grpo.py how a policy talks and learns; this file only wires them together.
 """
 

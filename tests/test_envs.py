@@ -236,6 +236,16 @@ def test_train_and_test_share_no_content(gym):
     assert train and test and not train & test
 
 
+@pytest.mark.parametrize("split", ("train", "test"))
+def test_a_thousand_different_tasks(split):
+    """The other gyms: in their own files.  Telepathy has as many tasks as things in its table."""
+    for gym in ("travel", "intention"):
+        tasks = [envs.GYMS[gym].make_task(split, i) for i in range(1000)]
+        assert len({json.dumps({**t, "id": ""}) for t in tasks}) == 1000
+    things = [n for n in envs.ENTITIES if envs.in_split(f"telepathy/{n}", split)]
+    assert {envs.GYMS["telepathy"].make_task(split, i)["target_entity"] for i in range(len(things))} == set(things)
+
+
 @pytest.mark.parametrize("gym", envs.GYMS)
 def test_same_index_same_task_and_json(gym):
     for index in range(20):
