@@ -66,7 +66,7 @@ CHAT_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content 
                  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384,
+def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=256,
                 max_len=4096, init=0.1, seed=0):
     """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`."""
     bpe = Tokenizer(models.BPE())
