@@ -3777,11 +3777,11 @@ def audit(n: int = 200, split: str = "test", gyms=None) -> dict[str, dict[str, f
 def _print_audit(n: int) -> None:
     table = audit(n)
     print(f"Mean return over {n} test tasks; in brackets, the share of the expert's.\n")
-    print(f"{'policy':24}" + "".join(f"{gym:>18}" for gym in GYMS))
+    print(f"{'policy':22}" + "".join(f"{gym:>13}" for gym in GYMS))
     for name, row in table.items():
-        print(f"{name:24}" + "".join(f"{row[g]:10.3f}  ({row[g] / table['expert'][g]:4.2f})" for g in GYMS))
+        print(f"{name:22}" + "".join(f"{row[g]:6.3f} ({row[g] / table['expert'][g]:4.2f})" for g in GYMS))
     best = {g: max(row[g] for name, row in table.items() if name != "expert") for g in GYMS}
-    print(f"{'expert / best shortcut':24}" + "".join(f"{table['expert'][g] / max(best[g], 1e-9):17.1f}x" for g in GYMS))
+    print(f"{'expert / best shortcut':22}" + "".join(f"{table['expert'][g] / max(best[g], 1e-9):12.1f}x" for g in GYMS))
 
 
 def _print_bench(n: int) -> None:
