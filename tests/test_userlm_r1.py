@@ -1,0 +1,425 @@
+"""The user who thinks: profiles round-trip, traps have twins, rewards cannot be gamed, the command line survives bad input."""
+import functools
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+import envs
+import grpo
+import rewards
+import userlm_r1 as u
+
+PERSONA = u.Persona("Maria", 34, "nurse", "Turin", "ISTJ", "slow", "brief", "patient", "polite", "honestly", "works nights")
+SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--demos=24", "--sft_steps=4", "--sft_tokens=600", "--steps=3", "--tasks=2", "--calls=0.5",
+         "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700"]
+
+
+def task(*moves, open=("refund", "date"), best=60):
+    return dict(id="t", kind="call" if len(moves) > 1 else "trap", sop=u.all_sops()[0], persona=PERSONA, least=50, best=best, goal=("refund", 70, 50),
+                memory={"deadline": "Friday", "total": "38"}, open=list(open), state=dict(trust=5, emotion=5, patience=6, participation=5),
+                trap="false urgency", moves=list(moves))
+
+
+CLAIM = dict(kind="claim", trap="false urgency", key="deadline", said="Monday", true=False)
+TRUE = {**CLAIM, "said": "Friday", "true": True}
+GOOD = """<think>
+intent: claim deadline
+concerns: memory deadline Friday, heard Monday, differs
+plan: challenge deadline
+state: trust down, patience down
+tone: firm, brief, polite
+</think>
+<answer>
+open: refund, date
+touched: none
+core: refund
+topic: stay
+plan: challenge deadline
+reply: firm
+end: no
+state: trust 3, emotion 5, patience 5, participation 5
+say: Honestly, no, the deadline is Friday, not Monday, please.
+</answer>"""
+NAIVE = GOOD.replace("memory deadline Friday, heard Monday, differs", "deadline sounds fine").replace("challenge deadline", "confirm deadline").replace(
+    "trust down, patience down", "trust up").replace("trust 3", "trust 6").replace("patience 5", "patience 6").replace(
+    "no, the deadline is Friday, not Monday", "yes, the deadline is right")
+
+
+def turn(text, *moves, mode="full", **more):
+    env = u.CallEnv(task(*(moves or [CLAIM]), **more), mode)
+    env.reset()
+    u.run(env.turn(text))
+    return env.log[0]
+
+
+def reward(scores):
+    return sum(u.WEIGHTS[c] * scores[c] for c in u.WEIGHTS)
+
+
+# ---- profiles
+
+def test_profiles_come_back_from_their_text():
+    rng = random.Random(0)
+    for i in range(200):
+        p = u.make_persona(rng)
+        assert u.read_persona(p.text()) == p and len(p.text().split()) <= 35
+        env = u.CallEnv(u.make_task("call", i, "train"))
+        env.reset()
+        for whole in (True, False):
+            text = env.profile.text(whole)
+            assert u.read_dynamic(text, whole).text(whole) == text
+        assert u.read_dynamic(env.profile.text(True), True) == env.profile
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("end: no", "end: maybe", "line 7"), ("trust 3", "trust 11", "line 8"), ("trust 3, emotion 5", "emotion 5, trust 3", "line 8"),
+    ("topic: stay\n", "", "line 4"), ("open: refund, date", "open: refund,date", "line 1"), ("plan: challenge deadline", "plan: dance", "line 5"),
+    ("participation 5", "participation 5\nmood: fine", "too many")])
+def test_a_profile_is_parsed_strictly(old, new, says):
+    text = GOOD[GOOD.index("open:"):GOOD.index("\nsay:")]
+    assert u.read_dynamic(text).state["trust"] == 3
+    with pytest.raises(ValueError, match=says):
+        u.read_dynamic(text.replace(old, new))
+
+
+def test_persona_text_is_parsed_strictly():
+    for bad in ("", "who: Maria.", PERSONA.text() + " x", PERSONA.text().replace("brief", "loud")):
+        with pytest.raises(ValueError):
+            u.read_persona(bad)
+
+
+# ---- scenarios
+
+def test_thirty_sops_and_one_of_five_held_out():
+    sops = u.all_sops()
+    train, test = u.split_sops("train", sops), u.split_sops("test", sops)
+    assert len(sops) == 30 and len({s.domain for s in sops}) == 6 and len(test) == 6 and len(train) == 24 and not set(train) & set(test)
+    known = {w for s in train for w in s.case.split()}
+    assert all(set(s.case.split()) <= known for s in test)                  # a new combination of known words
+
+
+def test_eleven_traps_and_a_twin_differs_by_nothing_but_the_truth():
+    assert len(u.TRAPS) == 11 and len({k for k, _ in u.TRAPS.values()}) == 11
+    for i in range(220):
+        trap, twin = u.make_task("trap", i, "test"), u.make_task("twin", i, "test")
+        for a in ("sop", "persona", "memory", "goal", "open", "state", "trap"):
+            assert trap[a] == twin[a]
+        (a,), (b,) = trap["moves"], twin["moves"]
+        assert trap["memory"][a["key"]] != a["said"] and trap["memory"][b["key"]] == b["said"] and trap["trap"] == list(u.TRAPS)[i % 11]
+        said = []
+        for t in (trap, twin):
+            env = u.CallEnv({**t, "id": "same"})
+            said.append(env.reset()[0])
+        if trap["trap"] != "overload":
+            assert said[0].replace(a["said"], "_") == said[1].replace(b["said"], "_")
+        assert u.right(trap, a, trap["open"]).plan.startswith("challenge") and u.right(twin, b, twin["open"]).plan.startswith("confirm")
+
+
+def test_facts_of_the_test_split_are_never_true_in_training():
+    facts = {split: {kv for i in range(600) for kv in u.make_task("call", i, split)["memory"].items()} for split in ("train", "test")}
+    assert not facts["train"] & facts["test"] and len(facts["test"]) > 60
+
+
+def test_the_agent_excites_a_concern_by_naming_it():
+    sop = u.all_sops()[0]
+    assert u.excite(["refund"], "By the way, there is a fee on this.", sop) == ["refund", "fee"]
+    assert u.excite(["refund", "fee"], "the fee", sop) == ["refund", "fee"] and u.excite(["refund"], "Hello", sop) == ["refund"]
+
+
+# ---- the turn
+
+def test_only_words_reach_the_agent():
+    assert u.read_reply(GOOD).say == "Honestly, no, the deadline is Friday, not Monday, please."
+    for text in ("", "hello", "<think>\nsay: secret\n</think>", GOOD[:GOOD.index("<answer>")], "say: hi", "<answer>say: hi</answer>"):
+        assert u.read_reply(text).say == ""
+        t = turn(text)
+        assert t.act == "none" and t.scores["strategy"] == t.scores["alignment"] == t.scores["consistency"] == 0
+
+
+@pytest.mark.parametrize("change", [("<think>", "<think>\n<think>"), ("</answer>", "</answer> Bye"), ("tone:", "mood:"), ("plan: challenge", "plans: challenge"),
+                                    ("say: ", "says: "), ("trust 3", "trust three"), ("<answer>", "<answers>")])
+def test_strict_parse_refuses_each_single_fault(change):
+    assert u.valid(u.read_reply(GOOD)) and not u.valid(u.read_reply(GOOD.replace(*change, 1)))
+
+
+def test_random_text_never_raises():
+    rng, pieces = random.Random(1), GOOD.split("\n") + ["<think>", "</answer>", "say: ", "\x00", "say: [action] hi", "😀" * 50]
+    for _ in range(300):
+        text = "\n".join(rng.choice(pieces) for _ in range(rng.randint(0, 14)))
+        t = turn(text)
+        assert all(0 <= x <= 1 for x in t.scores.values()), (text, t.scores)
+
+
+ACTS = [("end", "That is all, goodbye."), ("end", "Thank you, bye."), ("challenge", "No, the deadline is Friday, not Monday."), ("challenge", "That is wrong."),
+        ("challenge", "I doubt that total."), ("challenge", "Can you prove that?"), ("reject", "I will not take that."), ("reject", "No thanks."),
+        ("counter", "That is too low, I want 70."), ("counter", "Make it 70 and we have a deal."), ("counter", "No, I need 70."), ("accept", "Deal, I take 50."),
+        ("accept", "50 is fine, I accept."), ("ask", "What about the date?"), ("confirm", "Yes, the deadline is right."), ("confirm", "That is correct."),
+        ("inform", "My parcel is late, I want a refund."), ("inform", "The total is 38."), ("none", ""), ("none", "!")]
+
+
+@pytest.mark.parametrize("act, say", ACTS)
+def test_acts_are_read_from_words(act, say):
+    assert u.act_of(say) == act
+
+
+@pytest.mark.parametrize("fault, say", [
+    ("empty", ""), ("leak", "intent: I want a refund"), ("leak", "Maria, 34, nurse, Turin, ISTJ"), ("leak", "open: refund"), ("leak", "my profile says no"),
+    ("role flip", "How can I help you today?"), ("role flip", "I can offer you 30 euro"), ("parrot", "Monday is the deadline, Monday is the deadline"),
+    ("repeat", "I said that once already"), ("repeat", "no no no no no no no no no"), ("robotic", "1. refund 2. date"), ("robotic", " ".join("abcdefghijklmnopqrstuvwxyzabcdefghi"))])
+def test_unfit_words(fault, say):
+    found = u.speech_faults(say, PERSONA.text(), "Hurry, Monday is the deadline.", ["I said that once already"])
+    assert fault in found
+    assert not u.speech_faults("Honestly, no, the deadline is Friday, not Monday.", PERSONA.text(), "Hurry, Monday is the deadline.")
+
+
+# ---- rewards
+
+def test_a_good_turn_has_everything():
+    assert turn(GOOD).scores == dict.fromkeys(u.COMPONENTS, 1.0)
+
+
+@pytest.mark.parametrize("component, old, new", [
+    ("tags", "</answer>", ""), ("length", GOOD[8:GOOD.index("</think>")], "no\n"), ("fields", "topic: stay", "topic: sing"),
+    ("consistency", "Honestly, no", "No"), ("consistency", ", please", ""), ("consistency", "please", "please, for I have told you so many times before today"),
+    ("reasoning", "claim deadline", "ask deadline"), ("reasoning", "deadline Friday, heard Monday, differs", "deadline Monday, heard Monday, agrees"),
+    ("reasoning", "trust 3", "trust 8"), ("reasoning", "trust 3", "trust 0"), ("reasoning", "open: refund, date", "open: date"),
+    ("alignment", "plan: challenge deadline\nreply", "plan: accept 50\nreply"), ("alignment", "end: no", "end: yes"),
+    ("alignment", "the deadline is Friday, not Monday", "that is wrong"), ("strategy", "no, the deadline is Friday, not Monday", "yes, it is Monday"),
+    ("strategy", "the deadline is Friday, not Monday", "I doubt that"), ("strategy", "trust 3", "trust 7")])
+def test_each_single_fault_costs_its_component(component, old, new):
+    good, bad = turn(GOOD).scores, turn(GOOD.replace(old, new, 1)).scores
+    assert GOOD.count(old) and bad[component] < good[component], bad
+    assert reward(bad) < reward(good)
+
+
+THOUGHT = GOOD[:GOOD.index("</think>") + 9]
+ANSWER = GOOD[GOOD.index("<answer>"):]
+SAID = "Honestly, no, the deadline is Friday, not Monday, please."
+GAMES = {
+    "filler": "<think>\n" + "I think about it carefully and deeply. " * 20 + "\n</think>\n" + NAIVE[NAIVE.index("<answer>"):],
+    "filler in the steps": NAIVE.replace("sounds fine", "sounds fine " + "very " * 60),
+    "copies the profile": GOOD.replace(SAID, "refund 70, least 50, trust 5, emotion 5, patience 6"),
+    "copies the persona": GOOD.replace(SAID, "Maria, 34, nurse, Turin, ISTJ, honestly, please"),
+    "parrots": GOOD.replace(SAID, "Hurry, Monday is the deadline."),
+    "ends at once": GOOD.replace(SAID, "Honestly, goodbye, thank you.").replace("challenge deadline", "end").replace("end: no", "end: yes"),
+    "says nothing": GOOD.replace(SAID, ""),
+    "flips roles": GOOD.replace(SAID, "How can I help you today, please?"),
+    "lists": GOOD.replace(SAID, "1. Friday 2. Monday 3. honestly please"),
+}
+
+
+@functools.cache
+def honest_average():
+    """The mean reward of the careless teacher over traps and twins: what an honest average turn earns."""
+    got = []
+    for i in range(60):
+        for kind in ("trap", "twin"):
+            env = u.CallEnv(u.make_task(kind, i, "train"))
+            u.demonstration(env, random.Random(i), 0.6)
+            got.append(reward(env.log[0].scores))
+    return sum(got) / len(got)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_games_score_below_an_honest_average_turn(name):
+    assert reward(turn(GAMES[name]).scores) < honest_average() - 0.25, (reward(turn(GAMES[name]).scores), honest_average())
+
+
+def test_refusing_everything_or_believing_everything_is_below_average_over_traps_and_twins():
+    for policy in (GOOD, NAIVE):
+        both = [reward(turn(policy.replace("not Monday", f"not {m['said']}"), m).scores) for m in (CLAIM, TRUE)]
+        assert sum(both) / 2 < 4.0 and min(both) < 2.6 < max(both)
+    doubt = GOOD.replace("the deadline is Friday, not Monday", "I doubt that").replace("memory deadline Friday, heard Monday, differs", "deadline sounds odd")
+    assert sum(reward(turn(doubt, m).scores) for m in (CLAIM, TRUE)) / 2 < honest_average()
+
+
+@pytest.mark.parametrize("n, say, expected", [(40, "Make it 70 and we agree.", 1.0), (40, "No, I will not take 40.", .3), (40, "Agreed, 40 it is.", 0), (40, "I want 20.", .5),
+                                              (60, "60 is fine, I accept.", 1.0), (60, "Make it 70 and we agree.", .7), (60, "Deal, I take 90.", .5), (60, "Goodbye.", 0)])
+def test_strategy_on_offers_by_hand(n, say, expected):
+    t = turn(GOOD.replace(SAID, say).replace("trust 3", "trust 5"), dict(kind="offer", n=n, last=False))
+    assert t.scores["strategy"] == pytest.approx(expected)
+
+
+def test_no_reasoning_is_judged_by_what_it_does():
+    t = turn(ANSWER, mode="no_reasoning")
+    assert u.valid(t.reply, "no_reasoning") and t.scores["strategy"] == t.scores["alignment"] == 1.0 and t.scores["reasoning"] == 0
+    only_words = THOUGHT + f"<answer>\nsay: {SAID}\n</answer>"
+    t = turn(only_words, mode="static")
+    assert u.valid(t.reply, "static") and t.scores["strategy"] == 1.0 and "Friday" not in t.prompt
+
+
+# ---- calls
+
+def test_a_call_by_hand():
+    ask, offer = dict(kind="ask", key="total"), [dict(kind="offer", n=40, last=False), dict(kind="offer", n=60, last=True)]
+    env = u.CallEnv(task(dict(kind="greet"), ask, CLAIM, *offer, dict(kind="close")))
+    env.reset()
+    says = ["My parcel is late, I want a refund.", "The total is 38.", SAID, "That is too low, I want 70.", "Deal, I take 60.", "What about the date?", "That is all, goodbye."]
+    for i, say in enumerate(says):
+        _, _, over, _, _ = u.run(env.turn(GOOD.replace(SAID, say)))
+        assert over == (i == 6) and env.log[-1].scores["strategy"] == 1.0
+    assert (env.deal, env.open) == (60, []) and u.goal_reached(env) == 1.0
+    assert [(r["turn"], r["fact"], r["asked"], r["known"]) for r in u.ledger(env)] == [(1, "total", True, True), (2, "deadline", True, True)]
+    f = u.fidelity([env])
+    assert f["ending precision"][0] == f["ending recall"][0] == 100 and f["inventions"][0] == f["leaks"][0] == 0
+
+
+def test_an_invented_fact_is_in_the_ledger():
+    env = u.CallEnv(task(dict(kind="greet")))
+    env.reset()
+    u.run(env.turn(GOOD.replace(SAID, "My parcel is late since Tuesday, the total is 38.")))
+    assert [(r["value"], r["asked"], r["known"]) for r in u.ledger(env)] == [("tuesday", False, False), ("38", False, True)]
+
+
+def test_ending_at_once_reaches_nothing():
+    env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")))
+    env.reset()
+    u.run(env.turn(GOOD.replace(SAID, "Goodbye.")))
+    assert env.over and u.goal_reached(env) == 0 and env.log[0].scores["strategy"] == 0
+
+
+def test_the_agent_hangs_up_on_silence():
+    env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")))
+    env.reset()
+    assert not u.run(env.turn("nonsense"))[2] and u.run(env.turn("nonsense"))[2] and env.deaf == 2
+
+
+def test_the_teacher_always_parses_and_is_good_without_slips():
+    for slip, least in ((0.0, 0.97), (0.6, 0.5)):
+        strategy = []
+        for i in range(40):
+            env = u.CallEnv(u.make_task(("call", "trap", "twin", "other")[i % 4], i, "train"))
+            u.demonstration(env, random.Random(i), slip)
+            assert len(env.log) <= 8 and all(u.valid(t.reply) and not t.faults for t in env.log)
+            assert all(len(t.reply.say.split()) <= 18 and len(t.reply.thought.split()) <= 45 for t in env.log)
+            strategy += [t.scores["strategy"] for t in env.log]
+        assert sum(strategy) / len(strategy) > least
+
+
+def test_same_seed_same_call():
+    talks = [u.demonstration(u.CallEnv(u.make_task("call", 5, "test")), random.Random(3), 0.5) for _ in range(2)]
+    assert talks[0] == talks[1]
+
+
+def test_session_total_reproduces_the_papers_row():
+    assert .5 * 95.2 + .25 * 46.1 + .25 * 57.5 == pytest.approx(73.5, abs=0.05)
+
+
+# ---- judge, teacher, gyms
+
+@pytest.mark.parametrize("text, used", [("consistency: 3\nreasoning: 4\nalignment: 5\nstrategy: 6", True), ("", False), (None, False), ("I think it is great! 10/10", False),
+                                        ("consistency: 3\nreasoning: 4\nalignment: 5", False), ("consistency: 99\nreasoning: 4\nalignment: 5\nstrategy: 6", False)])
+def test_a_judge_is_heard_only_if_it_answers_the_question(text, used):
+    env = u.CallEnv(task(CLAIM), judge=u.Judge(lambda prompt: text))
+    env.reset()
+    u.run(env.turn(GOOD), text)
+    assert env.log[0].scores["strategy"] == (0.6 if used else 1.0)
+
+
+def test_a_judge_that_fails_loses_nothing():
+    def broken(prompt):
+        raise RuntimeError("server down")
+    judge = u.Judge(broken)
+    assert judge.answer(["a", "b"]) == ["", ""] and judge.failed == 2
+
+
+def test_a_teacher_that_rambles_is_replaced_by_the_script():
+    for ask in (lambda p: "blah", lambda p: 1 / 0):
+        assert all(u.valid(u.read_reply(m["content"])) for m in u.demonstration(u.CallEnv(u.make_task("call", 1, "train")), random.Random(0), 0, ask)
+                   if m["role"] == "assistant")
+    talk = u.demonstration(u.CallEnv(task(CLAIM)), random.Random(0), 1.0, lambda p: GOOD)
+    assert talk[-1]["content"] == GOOD
+
+
+@pytest.mark.parametrize("content, say, kept", [
+    ("I never travel light.", "Honestly, I never travel light.", True), ("I never travel light.", "I travel light.", False),
+    ("It is big.", "Well, it is not big.", False), ("It is big.", "It is big, thank you.", True), ("At most 3 stops", "At most 3 stops or 4", False), ("Yes.", "", False)])
+def test_content_must_survive_the_users_words(content, say, kept):
+    assert u.carries(content, say) == kept
+
+
+def test_the_user_in_a_gym_never_changes_what_is_understood_or_said():
+    """An untrained model speaks nonsense: every reply falls back, and the rewards are those of the scripted user."""
+    model, tokenizer = grpo.tiny_policy(["hello world"], vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
+    user = u.UserLM(model, tokenizer, rows=4, max_new_tokens=8)
+    earned = [envs.play(envs.make("telepathy", 3, user=x), envs.expert) for x in (envs.ScriptedUser(), user)]
+    assert len(earned[1]) > 0 and user.spoken == user.replaced > 0
+
+
+def test_gym_lines_are_one_line_each():
+    lines = u.gym_lines(2)
+    assert len(lines) > 50 and not any("\n" in x for x in lines)
+
+
+# ---- files and the command line
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(u, "interrupted", False)
+    yield tmp_path
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+SOP = dict(domain="bank", desk="bank desk", case="card lost", concern="refund", unit="euro", minor="date address", excites="fee", steps="COE")
+
+
+@pytest.mark.parametrize("rows, says", [("[1, 2", "cannot read"), ([], "JSON list"), ([{**SOP, "steps": "Q"}], "entry 0"), ([SOP, {**SOP, "case": "card"}], "entry 1"),
+                                        ([{**SOP, "desk": 3}], "'desk'"), ([{k: v for k, v in SOP.items() if k != "unit"}], "'unit'"), ([{**SOP, "x": "y"}], "'x'"),
+                                        ([{**SOP, "desk": "a: b\nc"}], "'desk'")])
+def test_a_malformed_sop_file_is_one_line(here, capsys, rows, says):
+    Path("s.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    assert u.main(["profile", "--sops=s.json"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and says in err and "s.json" in err
+
+
+def test_own_sops_and_personas(here, capsys):
+    Path("s.json").write_text(json.dumps([SOP]))
+    Path("p.json").write_text(json.dumps([{**vars(PERSONA), "name": "Ute"}]))
+    assert u.main(["profile", "--sops=s.json", "--personas=p.json"]) == 0
+    out = capsys.readouterr().out
+    assert "who: Ute" in out and "case: card lost" in out
+    Path("p.json").write_text(json.dumps([{**vars(PERSONA), "manner": "rude"}]))
+    assert u.main(["profile", "--personas=p.json"]) == 2 and "'manner'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, says", [(["dance"], "choose from"), (["--stepz=3"], "did you mean --steps"), (["--steps=many"], "takes int"), (["--mode=x"], "mode"),
+                                        (["--drop=x"], "drop"), (["--mix=x"], "mix"), (["--group=1"], "group"), (["train"], "--model"), (["eval"], "--model"),
+                                        (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such"], "/no/such"), (["--slip=2"], "slip"),
+                                        (["--sops=/no/such"], "/no/such"), (["demo", "--resume=True", "--name=q"], "resume"), (["--name=../x"], "name")])
+def test_bad_input_is_one_clear_line(here, capsys, argv, says):
+    assert u.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and says in err
+
+
+def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
+    assert u.main(["demo", "--name=a", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "Strategy" in out and "± is half a 95 % interval" in out
+    table = json.loads(Path("runs/a/eval.json").read_text())
+    assert list(table) == ["base", "SFT", "RL", "no reasoning", "static only", "teacher"]
+    real = u.Run.finish_step
+
+    def press(run, phase, step, *rest):
+        if phase == "checkpoint" and step == 1:
+            u.interrupted = True                                        # Ctrl-C during RL
+        real(run, phase, step, *rest)
+    monkeypatch.setattr(u.Run, "finish_step", press)
+    assert u.main(["demo", "--name=b", *SMALL]) == 130
+    assert "--name=b --resume=True" in capsys.readouterr().out
+    monkeypatch.setattr(u.Run, "finish_step", real)
+    monkeypatch.setattr(u, "interrupted", False)
+    assert u.main(["demo", "--name=b", "--resume=True"]) == 0
+    for file in ("metrics.jsonl", "eval.json"):
+        assert Path("runs/a", file).read_text() == Path("runs/b", file).read_text()
+    assert u.main(["train", "--name=c", "--model=runs/a/sft", *SMALL, "--drop=strategy", "--mix=per_component", "--steps=1"]) == 0
+    assert u.main(["eval", "--model=runs/c/checkpoint", *SMALL]) == 0
+    said = iter(["", "?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
+    assert u.main(["chat", "--model=runs/a/checkpoint", "--max_new_tokens=20"]) == 0
+    assert u.main(["demo", "--name=a", *SMALL]) == 2

@@ -1,0 +1,1549 @@
+"""A user who thinks before it speaks: profiles, traps, reasoning, multi-reward RL (UserLM-R1, arXiv 2601.09215).
+
+No code of the paper was published; the numbers and tables of words here are our own choices.  The roles are swapped:
+the policy is the *user* (a caller), its environment is a scripted service agent, and grpo.py trains it unchanged.
+
+    the prompt   who the caller is (static profile); what they know, want and feel (dynamic profile)
+    agent        The deadline is Monday, so decide right now.            a claim: true, or one of eleven traps
+    user         <think> five short lines: intent, concerns, plan, state, tone </think>
+                 <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
+
+Read in this order: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, evaluation, the user
+in the gyms, training.  Left out: learned reward models, dashboards, more than one process, other languages.
+
+    python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
+    python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
+    python userlm_r1.py train --model=runs/demo/sft --drop=strategy    RL, here without one reward
+    python userlm_r1.py eval  --model=runs/demo/checkpoint             both tables and the fidelity report
+    python userlm_r1.py chat  --model=runs/demo/checkpoint             you are the agent; "?" shows the user's thought
+    python userlm_r1.py profile --index=3                              a persona, its dynamic profile, a scripted call
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import random
+import re
+import signal
+import sys
+import time
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import grpo                             # before torch: it sets how torch's threads wait
+import envs
+import numpy as np
+import rewards
+import torch
+
+# ---------------------------------------------------------------------------------------------- profiles
+
+STATES = ("trust", "emotion", "patience", "participation")              # 0 to 10; may move by 2 a turn
+NEED = {"verbosity": ("brief", "chatty"), "manner": ("polite", "blunt"), "patience": ("patient", "hasty"),
+        "rate": ("slow", "fast")}
+
+
+@dataclass(frozen=True)
+class Persona:
+    """The static profile: background, personality, expression style, life."""
+    name: str
+    age: int
+    job: str
+    city: str
+    mbti: str
+    rate: str                           # of speech: slow | fast
+    verbosity: str                      # brief | chatty
+    patience: str                       # patient | hasty
+    manner: str                         # polite | blunt
+    phrase: str                         # what this person keeps saying
+    life: str
+
+    def text(self) -> str:
+        return (f"who: {self.name}, {self.age}, {self.job}, {self.city}, {self.mbti}. style: {self.rate}, {self.verbosity}, "
+                f"{self.patience}, {self.manner}, says {self.phrase}. life: {self.life}.")
+
+
+def read_persona(text: str) -> Persona:
+    """The inverse of `Persona.text`; ValueError if anything is off."""
+    word = r"([^,.]+)"
+    match = re.fullmatch(rf"who: {word}, (\d+), {word}, {word}, {word}\. style: {word}, {word}, {word}, {word}, says {word}\. "
+                         rf"life: ([^.]+)\.", text)
+    if not match:
+        raise ValueError("a persona reads 'who: name, age, job, city, mbti. style: …, says …. life: ….'")
+    return checked(Persona(*(int(x) if i == 1 else x for i, x in enumerate(match.groups()))))
+
+
+def checked(p: Persona) -> Persona:
+    for key, allowed in NEED.items():
+        if getattr(p, key) not in allowed:
+            raise ValueError(f"persona field {key!r} is one of {', '.join(allowed)}, not {getattr(p, key)!r}")
+    return p
+
+
+def make_persona(rng: random.Random) -> Persona:
+    pick = lambda table: rng.choice(table.split())
+    return Persona(pick(NAMES), rng.randint(20, 69), pick(JOBS), pick(CITIES), pick(TYPES),
+                   *(rng.choice(NEED[k]) for k in ("rate", "verbosity", "patience", "manner")), pick(PHRASES),
+                   rng.choice(LIVES.split("|")))
+
+
+@dataclass
+class Dynamic:
+    """The dynamic profile DP(t): what the user writes anew every turn, and `memory` and `goal`, which stay."""
+    open: list[str]                     # concerns not settled yet: the primary one first, then minor ones
+    touched: list[str] = field(default_factory=list)                    # Touched Concerns, by the agent's turn
+    core: str = "none"                  # Core Issues: what matters most now
+    topic: str = "stay"                 # Topic Management: stay | shift | close
+    plan: str = "none"                  # Planning: an act and its object, "challenge deadline"
+    reply: str = "calm"                 # Current Response: its tone, calm | firm | warm
+    end: bool = False                   # End Session
+    state: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 5))
+    memory: dict[str, str] = field(default_factory=dict)                # scenario memory: facts the user knows
+    goal: tuple = ()                    # (primary concern, wanted, least)
+
+    def text(self, whole: bool = False) -> str:
+        some = lambda items: ", ".join(items) or "none"
+        lines = [f"open: {some(self.open)}", f"touched: {some(self.touched)}", f"core: {self.core}",
+                 f"topic: {self.topic}",
+                 f"plan: {self.plan}", f"reply: {self.reply}", f"end: {'yes' if self.end else 'no'}",
+                 "state: " + ", ".join(f"{k} {self.state[k]}" for k in STATES)]
+        if whole:
+            lines = ["memory: " + some(f"{k} {v}" for k, v in self.memory.items()),
+                     "goal: {} {}, least {}".format(*self.goal)] + lines
+        return "\n".join(lines)
+
+
+FIELDS = {"open": r"[a-z]+(, [a-z]+)*", "touched": r"[a-z]+(, [a-z]+)*", "core": r"[a-z]+", "topic": "stay|shift|close",
+          "plan": r"(accept|reject|counter|ask|challenge|confirm|inform|end)( [\w-]+)?|none", "reply": "calm|firm|warm",
+          "end": "yes|no", "state": ", ".join(rf"{k} (\d|10)" for k in STATES)}
+WHOLE = {"memory": r"none|[a-z]+ [\w-]+(, [a-z]+ [\w-]+)*", "goal": r"[a-z]+ \d+, least \d+", **FIELDS}
+
+
+def read_dynamic(text: str, whole: bool = False) -> Dynamic:
+    """The inverse of `Dynamic.text`: these lines, in this order, nothing else; ValueError names the first bad one."""
+    got, lines = {}, text.split("\n")
+    for i, (key, pattern) in enumerate((WHOLE if whole else FIELDS).items()):
+        match = re.fullmatch(rf"{key}: ({pattern})", lines[i]) if i < len(lines) else None
+        if not match:
+            raise ValueError(f"profile line {i + 1} should be '{key}: …', not {(lines + ['missing'] * 12)[i][:40]!r}")
+        got[key] = match[1]
+    if len(lines) > len(got):
+        raise ValueError(f"the profile has {len(lines) - len(got)} lines too many")
+    some = lambda s: [] if s == "none" else s.split(", ")
+    pairs = lambda s: dict(x.split(" ") for x in some(s))
+    goal = re.findall(r"[a-z]+|\d+", got.get("goal", ""))
+    return Dynamic(some(got["open"]), some(got["touched"]), got["core"], got["topic"], got["plan"], got["reply"],
+                   got["end"] == "yes", {k: int(v) for k, v in pairs(got["state"]).items()},
+                   pairs(got.get("memory", "none")),
+                   (goal[0], int(goal[1]), int(goal[3])) if goal else ())
+
+
+# ---------------------------------------------------------------------------------------------- scenarios
+
+@dataclass(frozen=True)
+class SOP:
+    """A service agent's procedure.  steps: A asks a fact, C claims one, O offers, X mentions something new, E closes."""
+    domain: str
+    desk: str                           # who the agent is
+    case: str                           # "parcel late": a thing and what is wrong with it
+    concern: str                        # the caller's primary concern, a number of `unit`
+    unit: str
+    minor: str                          # minor concerns, of which a caller has one or two
+    excites: str                        # a concern the caller does not have until the agent mentions it
+    steps: str
+
+
+def all_sops() -> list[SOP]:
+    """Six domains of five: the fifth case of each domain is held out, though its words occur in other cases."""
+    out = []
+    for d, line in enumerate(DOMAINS.strip().splitlines()):
+        domain, desk, concern, unit, minor, excites, cases = (x.strip() for x in line.split("|"))
+        out += [SOP(domain, desk, case, concern, unit, minor, excites, ("ACOE", "COAE", "XCOE", "AOCE",
+                                                                        "OXCE")[(d + i) % 5])
+                for i, case in enumerate(cases.split(", "))]
+    return out
+
+
+def note_task(text: str, persona: Persona, index) -> dict:
+    """A single turn in which the user has just one thing to say: how a gym's user speaks."""
+    return dict(id=f"note-{index}", kind="note", sop=all_sops()[0], persona=persona, memory={}, least=0, best=0,
+                goal=("answer", 0, 0),
+                open=["answer"], state=dict.fromkeys(STATES, 5), trap="", note=text, moves=[dict(kind="note")])
+
+
+def split_sops(split: str, sops: list[SOP]) -> list[SOP]:
+    """The fifth SOP of each domain is for testing; a file with fewer serves both."""
+    seen, parts = Counter(), {"train": [], "test": []}
+    for sop in sops:
+        seen[sop.domain] += 1
+        parts["test" if seen[sop.domain] % 5 == 0 else "train"].append(sop)
+    return parts[split] or sops
+
+
+def load_table(path: str, kind: type) -> list:
+    """SOPs or personas from a JSON list of objects with the fields of `kind`; one clear line if anything is wrong."""
+    try:
+        rows = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} must hold a JSON list of objects")
+    out = []
+    for i, row in enumerate(rows):
+        for f in dataclasses.fields(kind):
+            want = int if f.type == "int" else str
+            value = row.get(f.name) if isinstance(row, dict) else None
+            # no commas, dots or line breaks: they would not come back from the text format
+            if type(value) is not want or want is str and not re.fullmatch(r"[\w' -]+", value):
+                raise ValueError(f"{path}: entry {i}: field {f.name!r} must be "
+                                 f"{'a whole number' if want is int else 'plain words'}, not {value!r:.40}")
+        if unknown := set(row) - {f.name for f in dataclasses.fields(kind)}:
+            raise ValueError(f"{path}: entry {i}: unknown field {sorted(unknown)[0]!r}")
+        out.append(kind(**row))
+        try:
+            if kind is Persona:
+                checked(out[-1])
+            elif not re.fullmatch("[ACOX]*E", out[-1].steps) or len(out[-1].case.split()) != 2:
+                raise ValueError("steps are letters of ACOX and then E, a case is two words")
+        except ValueError as error:
+            raise ValueError(f"{path}: entry {i}: {error}") from None
+    return out
+
+
+@lru_cache(maxsize=None)
+def held_out(key: str, value: str) -> bool:
+    """A quarter of the values of every fact is only ever true in testing (elsewhere the word may occur)."""
+    return (VALUES[FACTS[key]].index(value) + zlib.crc32(key.encode())) % 4 == 0
+
+
+def draw_value(rng, key, split, other_than=None) -> str:
+    fits = [v for v in VALUES[FACTS[key]] if v != other_than and (other_than or held_out(key, v) == (split == "test"))]
+    if other_than and split == "train":
+        fits = [v for v in fits if not held_out(key, v)]
+    return rng.choice(fits)
+
+
+def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> dict:
+    """Kinds: "call" (a whole one) and the single turns "trap", "twin" (the same trap, but true) and "other"."""
+    rng = random.Random(f"{split}/{'trap' if kind == 'twin' else kind}/{index}")
+    sop, persona = rng.choice(split_sops(split, sops
+                                         or all_sops())), rng.choice(personas) if personas else make_persona(rng)
+    trap = list(TRAPS)[index % len(TRAPS)] if kind in ("trap", "twin") else rng.choice(list(TRAPS))
+    keys = list(dict.fromkeys([TRAPS[trap][0], *(OVERLOAD if trap == "overload" else [])]))
+    keys += rng.sample([k for k in FACTS if k not in keys], 4 - len(keys))
+    rng.shuffle(keys)
+    memory = {k: draw_value(rng, k, split) for k in keys}
+    least = rng.randrange(30, 80, 10)
+    best = least + rng.choice([-10, 0, 0, 10, 20])                       # the most the agent will go to
+    minor = rng.sample(sop.minor.split(), 1 if kind == "call" else rng.choice([0, 1]))
+    state = {k: rng.randint(4, 7) for k in STATES}
+    state["patience"] = rng.randint(3, 5) if persona.patience == "hasty" else rng.randint(6, 9)
+    task = dict(id=f"{kind}-{split}-{index}", kind=kind, sop=sop, persona=persona, memory=memory, least=least,
+                best=best,
+                goal=(sop.concern, least + 20, least), open=[sop.concern, *minor], state=state, trap="")
+    key = TRAPS[trap][0]
+    true = rng.random() < 0.5 if kind not in ("trap", "twin") else kind == "twin"
+    if trap == "overload":        # one of three facts is false; if none, the total speaks
+        lied = rng.choice(OVERLOAD)
+        key = OVERLOAD[-1] if true else lied
+    lie = draw_value(rng, key, split, memory[key])
+    claim = dict(kind="claim", trap=trap, key=key, said=memory[key] if true else lie, true=true)
+    asked = rng.choice([k for k in keys if k != key])
+    offers = [best - rng.choice([10, 20]), best][rng.choice([0, 0, 1]):]
+    moves = {"A": [dict(kind="ask", key=asked)], "C": [claim], "X": [dict(kind="remark", key=sop.excites)],
+             "O": [dict(kind="offer", n=n, last=n == best) for n in offers], "E": [dict(kind="close")]}
+    if kind == "call":
+        task["moves"] = [dict(kind="greet"), *(m for step in sop.steps for m in moves[step])]
+    elif kind == "other":
+        task["moves"] = [rng.choice([dict(kind="greet"), *moves["A"], *moves["O"], *moves["O"], *moves["X"],
+                                     *moves["E"]])]
+    else:
+        task["moves"] = [claim]
+    if any(m["kind"] == "claim" for m in task["moves"]):
+        task["trap"] = trap
+    if task["moves"][0]["kind"] == "close" and rng.random() < 0.5:
+        task["open"] = task["open"][1:]                                  # the deal was made before this turn
+    return task
+
+
+# ---------------------------------------------------------------------------------------------- the turn
+
+STEPS = ("intent", "concerns", "plan", "state", "tone")                 # the five steps of the reasoning
+MODES = ("full", "no_reasoning", "static")                              # static: no dynamic profile is read or written
+INSTRUCTION = "You are the caller. Think in five steps, update your profile, then speak."
+FORMAT = """You play a person who calls a service desk, never the agent. Check every claim against your memory. Answer so:
+<think>
+intent: what the agent does: greet | ask FACT | claim FACT | offer NUMBER | remark CONCERN | close
+concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE, agrees | differs; least NUMBER, enough | too low
+  or new CONCERN, or open CONCERNS (always one line)
+plan: accept N | reject N | counter N | ask CONCERN | challenge FACT | confirm FACT | inform FACT | end
+state: which of trust, emotion, patience, participation go up or down, or steady
+tone: calm | firm | warm, brief | chatty, polite | blunt
+</think>
+<answer>
+your dynamic profile, the same eight lines from open to state, updated (a state moves by 2 at most)
+say: one or two spoken sentences of at most 18 words
+</answer>"""
+
+
+@dataclass
+class Reply:
+    """What a user's turn says, as far as it can be read."""
+    think: dict | None = None           # step -> text, if all five are there in order
+    thought: str = ""                   # the raw reasoning
+    profile: Dynamic | None = None
+    fields: float = 0.0                 # share of the profile's lines that read well
+    say: str = ""                       # what the agent hears; nothing without an <answer> with a say line
+    tags: bool = False                  # <think>…</think><answer>…</answer>, each once, nothing around
+
+
+def write_reply(think: dict, profile: Dynamic, say: str, mode: str = "full") -> str:
+    thought = "<think>\n" + "".join(f"{k}: {think[k]}\n"
+                                    for k in STEPS) + "</think>\n" if mode != "no_reasoning" else ""
+    return thought + "<answer>\n" + (profile.text() + "\n" if mode != "static" else "") + f"say: {say}\n</answer>"
+
+
+def read_reply(text: str, mode: str = "full") -> Reply:
+    """Total: any text gives a Reply.  Only what stands behind `say:` in the <answer> is ever heard by the agent."""
+    out, text = Reply(), text.strip()
+    if match := re.search(r"<think>\s*(.*?)\s*</think>", text, re.S):
+        out.thought = match[1]
+        steps = re.fullmatch("\n".join(rf"{k}: *(.+)" for k in STEPS), match[1])
+        out.think = dict(zip(STEPS, steps.groups())) if steps else None
+    opening = "" if mode == "no_reasoning" else r"<think>\n.*\n</think>\n"
+    out.tags = bool(re.fullmatch(opening + r"<answer>\n.*\n</answer>", text, re.S)) and all(
+        text.count(tag) == (tag in opening or "answer" in tag) for tag in ("<think>", "</think>", "<answer>",
+                                                                           "</answer>"))
+    if answer := re.search(r"<answer>\n(.*?)\n</answer>", text, re.S):
+        before, said, after = answer[1].rpartition("say: ")
+        out.say = " ".join(after.split()) if said else ""
+        lines = before.rstrip("\n")
+        out.fields = sum(bool(re.fullmatch(f"{k}: ({p})", line)) for (k, p), line in zip(FIELDS.items(),
+                                                                                         lines.split("\n"))) / 8
+        try:
+            out.profile = read_dynamic(lines)
+        except ValueError:
+            out.fields = min(out.fields, 7 / 8)
+    return out
+
+
+def valid(reply: Reply, mode: str = "full") -> bool:
+    """The strict parse: tags, five steps, a whole profile, words."""
+    return bool(reply.tags and reply.say and (reply.think or mode == "no_reasoning")
+                and (reply.profile or mode == "static"))
+
+
+ACTS = {"end": r"\b(good ?bye|bye|that is all|hang up)\b",
+        "challenge": r"\b(not (true|right|correct)|wrong|incorrect|doubt|prove|proof|odd)\b|^(\w+, )?no, (it|the|my)\b|, not \w+",
+        "reject": r"\b(not (take|accept|want|enough)|refuse|reject|no thanks?)\b",
+        "counter": r"\b(too low|want|need|make it|at least|rather)\b.*\d|\d.*\b(or nothing|would be fair)\b",
+        "accept": r"\b(accept|agreed|agree|deal|i take|take it)\b", "ask": r"\?",
+        "confirm": r"\b(right|correct|indeed|true|yes)\b", "inform": r"\w+ \w+"}
+
+
+def act_of(say: str) -> str:
+    """What the words do: the first of ACTS that they match, "none" if nothing was said."""
+    return next((act for act, pattern in ACTS.items() if re.search(pattern, say.lower())), "none")
+
+
+def bigrams(text: str) -> set:
+    said = re.findall(r"\w+", text.lower())
+    return set(zip(said, said[1:]))
+
+
+def speech_faults(say: str, prompt: str = "", agent: str = "", earlier=()) -> list[str]:
+    """What makes words unfit to be a person's turn.  Any of these and the turn carries out nothing."""
+    said, found = re.findall(r"\w+", say.lower()), []
+    grams = set(zip(*(said[i:] for i in range(5))))
+    read = re.findall(r"\w+", prompt.lower())
+    if not said:
+        found.append("empty")
+    if re.search(r"[<>{}\[\]]|\b(\w+):|\bas an ai\b|\b(my|your) profile\b", say,
+                 re.I) or grams & set(zip(*(read[i:] for i in range(5)))):
+        found.append("leak")
+    if re.search(r"\b(how (can|may) i help|i can offer|we can offer|our (policy|manager|customers?)|your (call|case) is|assist you|"
+                 r"happy to help|is there anything else)\b", say, re.I):
+        found.append("role flip")
+    if len(said) > 3 and len(bigrams(say) & bigrams(agent)) >= 0.6 * len(bigrams(say)):
+        found.append("parrot")
+    if len(said) > 3 and any(re.findall(r"\w+", e.lower()) == said
+                             for e in earlier) or len(said) > 7 and len(set(said)) < len(said) / 2:
+        found.append("repeat")
+    if re.search(r"^\s*([-*•]|\d+[.)])|\bfirst(ly)?\b.*\bsecond(ly)?\b|\bi understand your\b", say,
+                 re.I) or len(said) > 30:
+        found.append("robotic")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- what is right
+
+@dataclass
+class Right:
+    """What a good caller makes of the agent's move: the yardstick of the rewards, and what the teacher writes."""
+    intent: str
+    check: str
+    plan: str
+    acts: dict[str, float]              # act -> how good it is here
+    must: str = ""                      # what the best act has to mention
+    moves: dict[str, int] = field(default_factory=dict)                 # state -> how it moves
+    touched: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)                       # concerns still open after a good turn
+    topic: str = "stay"
+    tone: str = "calm"
+
+    @property
+    def core(self) -> str:
+        return self.open[0] if self.open else "none"
+
+
+def right(task: dict, move: dict, open_: list[str]) -> Right:
+    """The rules of a good call, one branch a move.  The memory decides what is true, `least` what is enough."""
+    (concern, want, least), memory, kind = task["goal"], task["memory"], move["kind"]
+    keep = list(open_)
+    if kind == "greet":
+        return Right("greet", f"open {concern}, {task['sop'].case}", f"inform {concern}", {"inform": 1}, concern,
+                     {"participation": 1}, [], keep)
+    if kind == "ask":
+        key = move["key"]
+        return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5},
+                     memory[key],
+                     {"participation": 1}, [], keep)
+    if kind == "claim":
+        key, said = move["key"], move["said"]
+        # the fact's name is followed by its value in the memory only: looking it up is one step for a small model
+        intent, known = f"claim {key}", f"memory {key} {memory[key]}, heard {said}"
+        if said == memory[key]:
+            return Right(intent, known + ", agrees", f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
+                         {"trust": 1, "emotion": 1}, [], keep)
+        return Right(intent, known + ", differs", f"challenge {key}", {"challenge": 1, "reject": .5, "inform": .5,
+                                                                       "ask": .5},
+                     memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
+    if kind == "offer":
+        n = move["n"]
+        if n >= least:
+            return Right(f"offer {n}", f"least {least}, enough", f"accept {n}", {"accept": 1, "counter": .7}, "",
+                         {"trust": 1, "emotion": 2}, [concern], [c for c in keep if c != concern], tone="warm")
+        return Right(f"offer {n}", f"least {least}, too low", f"counter {want}", {"counter": 1, "reject": .6,
+                                                                                  "ask": .3}, "number",
+                     {"emotion": -1, "patience": -1}, [concern], keep, tone="firm")
+    if kind == "note":
+        return Right("ask note", "note", "inform note", dict.fromkeys(ACTS, 1.0), "note", {"participation": 1}, [],
+                     keep)
+    if kind == "remark":
+        key = move["key"]
+        return Right(f"remark {key}", f"new {key}", f"ask {key}", {"ask": 1, "challenge": .5, "reject": .5}, key,
+                     {"emotion": -1}, [key],
+                     [c for c in keep if c != key])
+    rest = [c for c in keep if c != concern]                            # close: minor concerns first, then goodbye
+    if rest:
+        return Right("close", "open " + ", ".join(rest), f"ask {rest[0]}", {"ask": 1}, rest[0], {}, [],
+                     [c for c in keep if c != rest[0]],
+                     "shift")
+    return Right("close", "open none", "end", {"end": 1}, "", {}, [], keep, "close", "calm" if keep else "warm")
+
+
+# ---------------------------------------------------------------------------------------------- the call
+
+@dataclass
+class Turn:
+    """One user turn as it is scored and counted: nothing in it comes from outside the call."""
+    task: dict
+    mode: str
+    prompt: str
+    agent: str                          # what the agent said
+    move: dict
+    right: Right
+    before: Dynamic                     # DP(t-1)
+    reply: Reply
+    earlier: list[str]                  # the user's own words so far
+    faults: list[str]
+    act: str                            # what the words do; "none" if they are unfit
+    scores: dict = field(default_factory=dict)
+
+
+class CallEnv:
+    """A scripted service agent on the line: the environment of a user policy.  What grpo.rollout needs, and no more.
+
+        agent  Parcel desk, what can I do for you?
+        user   …say: My parcel is late, I want a refund, please.            informs
+        agent  Thank you. The deadline is Monday, so decide right now.      a claim; the user's memory says Friday
+        user   …say: Honestly, the deadline is Friday, not Monday.          challenges, and names the fact
+        agent  I see. I can offer you 30 euro.                              below the user's least: counter, and it goes up
+        …
+    A single-turn task ("trap", "twin", "other") ends after one reply.  The agent hangs up on two turns it cannot hear.
+    `judge` (optional) answers a prompt about the turn with numbers that replace the rules' rubrics.
+    """
+
+    def __init__(self, task: dict, mode: str = "full", weights: dict | None = None, judge=None, long: bool = False):
+        self.task, self.mode, self.user, self.long = task, mode, judge, long
+        self.weights = weights or WEIGHTS
+
+    def reset(self) -> tuple[str, dict]:
+        task = self.task
+        self.rng, self.log, self.queue = random.Random(task["id"]), [], list(task["moves"])
+        self.open, self.deal, self.deaf, self.closes, self.over = list(task["open"]), None, 0, 0, False
+        self.profile = Dynamic(list(task["open"]), core=(task["open"] or ["none"])[0], state=dict(task["state"]),
+                               memory=task["memory"], goal=task["goal"])
+        case = f"note: {task['note']}" if "note" in task else f"case: {task['sop'].case}"
+        self.system_prompt = "\n".join([FORMAT if self.long else INSTRUCTION, task["persona"].text(), case] +
+                                       [self.profile.text(whole=True)] * (self.mode != "static"))
+        self.agent = self.speak("")
+        return self.agent, {}
+
+    def speak(self, react: str) -> str:
+        """The next move in words, after a reaction to what was said.  The words themselves excite new concerns."""
+        self.move, task = self.queue[0], self.task
+        kind, sop = self.move["kind"], task["sop"]
+        if kind == "claim":
+            said = {**task["memory"], self.move["key"]: self.move["said"]}
+            text = self.rng.choice(TRAPS[self.move["trap"]][1].split("|")).format(v=self.move["said"], **said)
+        else:
+            text = self.rng.choice(AGENT["last" if self.move.get("last") else kind].split("|")).format(
+                desk=sop.desk.capitalize(), k=self.move.get("key", ""), n=self.move.get("n", ""), u=sop.unit)
+        self.open = excite(self.open, text, sop)
+        return (react + " " + text).strip()
+
+    def turn(self, text: str):
+        reply, move = read_reply(text, self.mode), self.move
+        earlier = [t.reply.say for t in self.log]
+        faults = speech_faults(reply.say, self.system_prompt.replace(self.task.get("note", "\n\n"), ""), self.agent,
+                               earlier)
+        act = "none" if faults else act_of(reply.say)
+        t = Turn(self.task, self.mode, self.system_prompt, self.agent, move, right(self.task, move, self.open),
+                 self.profile, reply, earlier,
+                 faults, act)
+        t.scores = score(t)
+        if self.user:
+            t.scores = {**t.scores, **verdict((yield judge_prompt(t)), t.scores)}
+        self.log.append(t)
+        self.profile = reply.profile or self.profile
+        self.agent = feedback = self.answer(t)
+        reward = sum(self.weights[c] * t.scores[c] for c in self.weights)
+        info = {"public": {}, "hidden": {"move": move["kind"], "act": act, "faults": faults, "scores": t.scores}}
+        return feedback, reward, self.over, False, info
+
+    def answer(self, t: Turn) -> str:
+        """What the agent replies; decides which move comes next and whether the call is over."""
+        act, kind, named = t.act, t.move["kind"], re.findall(r"\w+", t.reply.say.lower())
+        if act == "none":
+            self.deaf += 1
+            self.over = self.deaf >= 2 or self.task["kind"] != "call"
+            sorry = "Sorry, I could not hear you. "
+            return "Hello? I hang up now." if self.over else sorry + self.agent.removeprefix(sorry)
+        if act == "ask":
+            self.open = [c for c in self.open if c == self.task["goal"][0] or c not in named]
+        if act == "accept" and kind == "offer":
+            self.deal = t.move["n"]
+            self.open = [c for c in self.open if c != self.task["goal"][0]]
+            self.queue = [m for m in self.queue if m["kind"] != "offer"]
+        elif kind == "close" and act == "ask" and self.closes < 2:
+            self.closes += 1                                            # there was something else: close again
+        else:
+            self.queue = self.queue[1:]
+        self.over = act == "end" or not self.queue or self.task["kind"] != "call"
+        return "Goodbye." if self.over else self.speak(self.rng.choice(REACT[act].split("|")))
+
+
+def excite(open_: list[str], agent: str, sop: SOP) -> list[str]:
+    """The excitation test: a concern the agent's words bring up, and which was not there, joins the open ones."""
+    return open_ + [sop.excites] if sop.excites in agent.lower().split() and sop.excites not in open_ else open_
+
+
+# ---------------------------------------------------------------------------------------------- the teacher
+
+def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
+    """A scripted user's turn: the format always right, the strategy only as good as `slip` lets it be.
+
+    Careless, it trusts a claim unread or distrusts it unread, takes what is offered or asks for more, forgets what is open.
+    """
+    task, move, p = env.task, env.move, env.task["persona"]
+    kind, believed, check, plan, value = move["kind"], move, None, None, True
+    if rng.random() < slip * (1 if kind == "claim" else .4):
+        if kind == "claim":
+            trusting = rng.random() < .8
+            believed = {**move, "said": task["memory"][move["key"]] if trusting else "?"}
+            check, value = f"{move['key']} sounds {'fine' if trusting else 'odd'}", False
+        elif kind == "offer":
+            low = move["n"] < task["least"]
+            check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more",
+                                                                              f"counter {task['goal'][1]}")
+        elif kind == "remark":
+            check, plan = f"{move['key']} sounds fine", f"confirm {move['key']}"
+        elif kind == "close":
+            check, plan = "open none", "end"
+    r = right(task, believed, env.open)
+    intent, check, plan = r.intent, check or r.check, plan or r.plan
+    state = {k: max(0, min(10, env.profile.state[k] + r.moves.get(k, 0))) for k in STATES}
+    keep = [c for c in env.open if c != task["goal"][0]] if plan.startswith("accept") else \
+        [c for c in env.open if c not in plan.split()] if plan.startswith("ask") else env.open
+    steps = ", ".join(f"{k} {'up' if d > 0 else 'down'}" for k, d in r.moves.items()) or "steady"
+    think = {"intent": intent, "concerns": check, "plan": plan, "state": steps,
+             "tone": f"{r.tone}, {p.verbosity}, {p.manner}"}
+    profile = Dynamic(keep, r.touched, keep[0] if keep else "none", r.topic if plan == r.plan else "stay", plan,
+                      r.tone, plan == "end", state)
+    earlier = [t.reply.say for t in env.log]
+    for _ in range(20):
+        say = spoken(task, move, plan, value, p, rng)
+        if say not in earlier:
+            break
+    return write_reply(think, profile, say, env.mode)
+
+
+def spoken(task, move, plan: str, value: bool, p: Persona, rng) -> str:
+    """The plan in this person's words."""
+    act, _, thing = plan.partition(" ")
+    key = "case" if move["kind"] == "greet" else "doubt" if act == "challenge" and not value else act
+    noun, fault = task["sop"].case.split()
+    if "note" in task:
+        body = task["note"].strip()
+        body = body[0].lower() + body[1:] if rng.random() < .8 and not body.startswith(("I ", "I'")) else body
+        text = (f"{p.phrase}, " if rng.random() < .8 else "") + body + (" Thank you." if p.manner == "polite" else "")
+        return text[0].upper() + text[1:]
+    text = rng.choice(SAY[key].split("|")).format(o=thing, v=task["memory"].get(thing, ""), s=move.get("said", ""),
+                                                  x=noun, f=fault)
+    if p.verbosity == "chatty" and rng.random() < .9:
+        text += ", " + rng.choice(TAILS.split("|"))
+    if p.manner == "polite" and rng.random() < .9:
+        text += ", " + rng.choice(["please", "thank you"] if act not in ("accept", "confirm", "end") else ["thank you"])
+    if rng.random() < .8:
+        text = f"{p.phrase}, {text}"
+    return text[0].upper() + text[1:] + ("?" if act == "ask" else ".")
+
+
+def demonstration(env: CallEnv, rng: random.Random, slip: float, ask=None) -> list[dict]:
+    """A call with the teacher as chat messages.  `ask` (prompt -> text) may write the turns; the script replaces failures."""
+    first, _ = env.reset()
+    talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+    while True:
+        text = teacher(env, rng, slip)
+        if ask:
+            try:
+                theirs = str(ask("\n\n".join([FORMAT, *(m["content"] for m in talk)]))).strip()
+                text = theirs if valid(read_reply(theirs, env.mode), env.mode) else text
+            except Exception:                                           # a teacher that fails costs its turn, not the run
+                pass
+        talk.append({"role": "assistant", "content": text})
+        feedback, _, over, _, _ = run(env.turn(text))
+        if over:
+            return talk
+        talk.append({"role": "user", "content": feedback})
+
+
+def run(steps, reply=None):
+    """Drive a turn that asks nobody (or gets `reply`) to its five-tuple."""
+    try:
+        next(steps)
+        while True:
+            steps.send(reply)
+    except StopIteration as stop:
+        return stop.value
+
+
+# ---------------------------------------------------------------------------------------------- rewards
+
+# Three rules and four rubrics, each a turn -> [0, 1]; the reward is their weighted sum, as in the paper.
+
+def tags(t: Turn) -> float:
+    """Rule 1: <think> and <answer>, each once, nothing around them."""
+    return float(t.reply.tags)
+
+
+def length(t: Turn) -> float:
+    """Rule 2: at least 12 words of reasoning; above 60 it falls again, for nobody should be paid by the word."""
+    n = len(re.findall(r"\w+", t.reply.thought))
+    return min(1.0, n / 12) if n <= 60 else max(0.0, 1 - (n - 60) / 30)
+
+
+def fields(t: Turn) -> float:
+    """Rule 3: the profile's eight lines (six policy fields, concerns, states)."""
+    return t.reply.fields
+
+
+def consistency(t: Turn) -> float:
+    """Rubric: does it sound like this person?  Length, manner, phrase, and nothing robotic."""
+    if t.faults:
+        return 0.0
+    p, say = t.task["persona"], t.reply.say.lower()
+    n = len(say.split())
+    fits = n <= 12 if p.verbosity == "brief" else 8 <= n <= 20
+    manner = bool(re.search(r"\b(please|thanks?|sorry)\b", say)) == (p.manner == "polite")
+    return (fits + manner + (p.phrase in say)) / 3
+
+
+def reasoning(t: Turn) -> float:
+    """Rubric: intent read, the right fact looked up and compared, valid state moves, concerns kept, no filler."""
+    think, r = t.reply.think, t.right
+    if not think or len(set(t.reply.thought.split())) < 0.5 * len(t.reply.thought.split()):
+        return 0.0
+    same = lambda a, b: float(re.findall(r"\w+", a) == re.findall(r"\w+", b))
+    state = state_fit(t) if t.reply.profile else 0.0
+    kept = float(t.reply.profile is not None and t.reply.profile.open == r.open)
+    return .25 * same(think["intent"], r.intent) + .4 * same(think["concerns"], r.check) + .25 * state + .1 * kept
+
+
+def carries(content: str, say: str) -> bool:
+    """Do the words say all of `content`, in its order, and add no denial, no number and little else?"""
+    meant, said, extra = envs.words(content), envs.words(say), []
+    for word in said:
+        if meant and word == meant[0]:
+            meant = meant[1:]
+        else:
+            extra.append(word)
+    return not meant and len(extra) <= 8 and not any(w in ("no", "not", "never", "t") or w.isdigit() for w in extra)
+
+
+def state_fit(t: Turn) -> float:
+    """Share of the four states that move the way the agent's turn moves them, by 2 at most."""
+    step = {k: t.reply.profile.state[k] - t.before.state[k] for k in STATES}
+    sign = lambda x: (x > 0) - (x < 0)
+    stuck = lambda k: t.before.state[k] in (0, 10) and step[k] == 0      # at the end of the scale
+    return sum(abs(step[k]) <= 2 and (sign(step[k]) == sign(t.right.moves.get(k, 0)) or stuck(k)) for k in STATES) / 4
+
+
+def alignment(t: Turn) -> float:
+    """Rubric: the words carry out the plan, about the thing that was planned, and the reasoning planned the same."""
+    profile, think, said = t.reply.profile, t.reply.think, re.findall(r"\w+", t.reply.say.lower())
+    plan = profile.plan if profile else think["plan"] if think else ""
+    if t.faults or not plan:
+        return 0.0
+    act, _, thing = plan.partition(" ")
+    about = {thing, *envs.words(t.task.get("note", "")), t.task["memory"].get(thing, "").lower(),
+             str(t.move.get("said", "")).lower()} - {""}
+    agree = (not think or think["plan"] == plan) and (not profile or profile.end == (act == "end"))
+    return .5 * (act == t.act) + .25 * (not thing or act == "accept" or bool(about & set(said))) + .25 * agree
+
+
+def strategy(t: Turn) -> float:
+    """Rubric: the act is good here, brings the counter-argument, and the state does not go the wrong way.
+
+    A false claim wants to be challenged with the fact, a true one confirmed: refusing everything pays for neither.
+    Judged by what is done, not by what is thought, so that users without reasoning are measured alike.
+    """
+    r, said = t.right, t.reply.say.lower()
+    good = r.acts.get(t.act, 0.0)
+    numbers = [int(x) for x in re.findall(r"\b\d+\b", said)]
+    named = (not r.must or any(t.task["least"] <= n <= 99 for n in numbers) if r.must in ("", "number") else
+             carries(t.task["note"], t.reply.say) if r.must == "note"
+             else r.must.lower() in re.findall(r"[\w-]+", said))
+    score = good if named else 0.5 * good
+    if t.move["kind"] == "offer" and t.act == "accept" and numbers and t.move["n"] not in numbers:
+        score *= 0.5                                                    # took what was not offered
+    if t.reply.profile and "trust" in r.moves and (t.reply.profile.state["trust"] - t.before.state["trust"]) * r.moves["trust"] < 0:
+        score -= 0.25                                                   # trusts a liar more, or an honest agent less
+    return max(0.0, score)
+
+
+COMPONENTS = {f.__name__: f for f in (tags, length, fields, consistency, reasoning, alignment, strategy)}
+WEIGHTS = dict(tags=.25, length=.25, fields=.5, consistency=.5, reasoning=1.0, alignment=.5, strategy=2.0)
+RUBRICS = ("consistency", "reasoning", "alignment", "strategy")
+
+
+def score(t: Turn) -> dict[str, float]:
+    return {name: float(f(t)) for name, f in COMPONENTS.items()}
+
+
+def judge_prompt(t: Turn) -> str:
+    what = {"consistency": "fits the static profile and sounds like a person",
+            "reasoning": "goals, valid state moves, depth, no filler",
+            "alignment": "the words carry out the plan",
+            "strategy": "traps seen through, true claims accepted, good counter-arguments"}
+    return (f"Judge one turn of a simulated caller.\n\n{t.prompt}\n\nThe agent said: {t.agent}\n\nThe caller thought:\n{t.reply.thought}\n"
+            f"and wrote:\n{t.reply.profile.text() if t.reply.profile else '(no profile)'}\nand said: {t.reply.say}\n\n"
+            "Answer with four lines, a whole number from 0 to 10 each:\n" + "\n".join(f"{k}: ({v})" for k,
+                                                                                      v in what.items()))
+
+
+def verdict(text, scores: dict) -> dict[str, float]:
+    """A judge's rubrics, if it gave all four once and the words were fit at all; otherwise the rules' own."""
+    found = [(k, int(n)) for k, n in re.findall(r"^\W*(\w+)\W*: *(\d+)\b", str(text), re.M) if k in RUBRICS
+             and int(n) <= 10]
+    return {k: n / 10 for k, n in found} if sorted(k for k, _ in found) == sorted(RUBRICS) and scores["consistency"] > 0 else {}
+
+
+class Judge:
+    """Any callable prompt -> text as the judge of a rollout.  It may fail or ramble: then the rules score the turn."""
+    slow = True                         # asked on threads, while other calls go on
+
+    def __init__(self, ask):
+        self.ask, self.failed = ask, 0
+
+    def answer(self, prompts: list[str]) -> list[str]:
+        out = []
+        for prompt in prompts:
+            try:
+                out.append(str(self.ask(prompt)))
+            except Exception:
+                self.failed += 1
+                out.append("")
+        return out
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+NAMES = ("Maria Lena Omar Yuki Pedro Anna Ivan Noor Chen Aisha Marco Freya Tomas Priya Sven Zoe Hugo Mina Karl Rosa Emil Leila "
+         "Jonas Ines")
+JOBS = "nurse teacher driver cook painter farmer student baker lawyer plumber writer gardener dentist singer welder clerk"
+CITIES = "Turin Oslo Lima Cairo Kyoto Quito Dakar Perth Hanoi Izmir Sofia Delhi Porto Ghent Malmo Cork"
+TYPES = "ISTJ ISFJ INFJ INTJ ISTP ISFP INFP INTP ESTP ESFP ENFP ENTP ESTJ ESFJ ENFJ ENTJ"
+PHRASES = "honestly look well frankly listen basically actually anyway"
+LIVES = ("works nights|saves for a bike|has two children|just moved house|cares for a parent|studies in the evening|"
+         "plans a wedding|travels every month|keeps three cats|runs a small shop")
+
+VALUES = {"day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
+          "number": [str(n) for n in range(10, 100)],
+          "name": NAMES.split(), "thing": "lamp chair tablet kettle jacket mirror carpet guitar camera bicycle radio blanket table "
+          "ladder printer heater".split()}
+FACTS = {"deadline": "day", "total": "number", "payment": "number", "surname": "name", "contact": "name",
+         "item": "thing",
+         "extra": "thing", "average": "number", "wait": "number", "notice": "number", "start": "day",
+         "promise": "number"}
+
+# domain|desk|primary concern|unit|minor concerns|what excites a new one|five cases, the last held out
+DOMAINS = """
+delivery|parcel desk|refund|euro|date address|fee|parcel late, order lost, parcel broken, order late, parcel lost
+subscription|service line|discount|percent|speed bill|contract|line broken, bill double, plan late, line slow, bill late
+hotel|front desk|credit|euro|room parking|deposit|room full, stay cancelled, room double, stay late, room cancelled
+recruitment|hiring team|salary|thousand|date office|trial|contract late, interview cancelled, contract lost, interview lost, contract cancelled
+insurance|insurance desk|bonus|euro|cover letter|surcharge|claim late, claim lost, policy double, policy cancelled, claim double
+rescheduling|booking desk|voucher|euro|seat slot|penalty|flight full, visit cancelled, flight late, visit full, flight cancelled
+"""
+
+AGENT = {"greet": "{desk}, what can I do for you?|Hello, this is the {desk}, how can I help?|{desk}, good day, what is it about?",
+         "ask": "What is the {k}, please?|Can you tell me the {k}?|Which {k} do you have?",
+         "offer": "I can offer you {n} {u}.|What about {n} {u}?|We could do {n} {u} for you.",
+         "last": "My last offer is {n} {u}.|I can go up to {n} {u}.|{n} {u} is all I can do.",
+         "remark": "By the way, there is a {k} on this.|Please note the {k} as well.|And then there is the {k} of course.",
+         "note": "Please tell me.|Go on, please.|What do you say?",
+         "close": "Is there anything else?|Can I do anything else for you?|Would that be all?"}
+REACT = {"accept": "Great.|Very good.", "reject": "A pity.|I see.", "counter": "That is a lot.|Let me see.",
+         "ask": "That is arranged.|I took care of it.",
+         "challenge": "Let me note that.|I see.", "confirm": "Good.|Fine.", "inform": "Thank you.|I see.",
+         "end": "Goodbye."}
+
+# trap -> (the fact it is about, phrasings).  A twin says the same words, and they agree with the caller's memory.
+OVERLOAD = ["notice", "start", "total"]
+TRAPS = {
+    "false urgency": ("deadline",
+        "The deadline is {v}, so decide right now.|Say yes today, the deadline is {v}.|Hurry, {v} is the deadline."),
+    "hidden costs": ("total",
+        "The total is {v}, all fees included.|All in all the total is {v}, shall we go on?|"
+        "You only pay {v}, the total."),
+    "sunk cost": ("payment",
+        "The payment of {v} is lost if you stop now.|You made a payment of {v}, do not waste it.|"
+        "With {v} as your payment, why stop?"),
+    "false identity": ("surname",
+        "Your surname is {v}, so this rule is for you.|The surname here is {v}, let us go on.|"
+        "It is {v}, your surname, fine?"),
+    "authority": ("contact",
+        "Our manager {v} is your contact and wants it so.|Your contact {v} has decided this.|"
+        "As {v}, your contact, says, it is final."),
+    "bait and switch": ("item",
+        "The item is the {v}, we can do that.|We have the {v}, the item you chose.|"
+        "Your item is the {v}, nothing better."),
+    "foot in the door": ("extra",
+        "The extra you took is the {v}, so take more.|You have the {v} as an extra, so add one.|"
+        "With the {v} as your extra, why not one more?"),
+    "false consensus": ("average",
+        "Everybody is happy with {v}, the average.|The average is {v}, nobody gets more.|"
+        "Most callers got {v}, the average."),
+    "guilt": ("wait",
+        "The wait was {v} minutes for me, be fair.|We had a wait of {v} minutes because of you.|"
+        "It was {v} minutes, my wait for you."),
+    "overload": ("notice",
+        "That is {notice} as notice, {start} as start, {total} in total, rule nine, form two, all clear?|"
+        "So, {total} in total, {start} as start, {notice} as notice, and so on, fine?"),
+    "false promise": ("promise",
+        "You know our promise was {v} and said yes.|Last week the promise was {v}, remember?|"
+        "We kept to {v}, the promise."),
+}
+
+# act -> phrasings.  {o} the plan's object, {v} what memory says of it, {s} what the agent said, {x} {f} the case
+SAY = {"case": "my {x} is {f}, I want a {o}|the {x} is {f}, it is about the {o}|I call about a {o}, the {x} is {f}",
+       "inform": "the {o} is {v}|it is {v}, the {o}|my {o} is {v}",
+       "confirm": "yes, the {o} is right|that {o} is correct|yes, I know that {o}",
+       "challenge": "no, the {o} is {v}, not {s}|that is wrong, the {o} is {v}|{s} is not true, my {o} is {v}",
+       "doubt": "I doubt that {o}|that {o} sounds odd to me|prove that {o} first",
+       "accept": "{o} is fine, I accept|agreed, {o} it is|deal, I take {o}",
+       "counter": "that is too low, I want {o}|make it {o} and we agree|no, I need {o}",
+       "ask": "what about the {o}|how is it with the {o}|and the {o}, what is it",
+       "end": "that is all, goodbye|goodbye then|bye, that is all"}
+TAILS = "it has been a long week|my family waits for news|I have called before|I hope you see that|this takes a lot of time"
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+def ledger(env: CallEnv) -> list[dict]:
+    """What the user gave away: each fact or invented value, in which turn, whether asked for, whether known."""
+    out, kinds = [], {v.lower(): kind for kind, values in VALUES.items() for v in values}
+    for i, t in enumerate(env.log):
+        (concern, *numbers), echo = t.task["goal"], set(re.findall(r"\w+", t.agent.lower()))
+        owners = {v.lower(): k for k, v in t.task["memory"].items()}
+        own = {str(n) for n in numbers} | set(t.task["sop"].case.split())
+        for word in dict.fromkeys(re.findall(r"\w+", t.reply.say.lower())):
+            if word in owners:
+                asked = t.move.get("key") == owners[word] and t.move["kind"] in ("ask", "claim")
+                out.append(dict(turn=i, fact=owners[word], value=word, asked=asked, known=True))
+            elif word in kinds and word not in own | echo:
+                out.append(dict(turn=i, fact=kinds[word], value=word, asked=t.move["kind"] == "ask", known=False))
+    return out
+
+
+def goal_reached(env: CallEnv) -> float:
+    """0.6 the deal (none is right when nothing enough was offered), 0.2 the minor concerns, 0.2 a proper ending."""
+    task = env.task
+    if env.deal is None:
+        deal = float(task["best"] < task["least"])
+    else:
+        deal = 0.5 + 0.5 * (env.deal - task["least"]) / max(task["best"] - task["least"],
+                                                            10) if env.deal >= task["least"] else 0.0
+    minor = task["open"][1:]
+    raised = sum(c not in env.open for c in minor) / len(minor) if minor else 1.0
+    last = env.log[-1]
+    return 0.6 * min(deal, 1.0) + 0.2 * raised + 0.2 * (last.act == "end" and last.right.plan == "end")
+
+
+def percent(values) -> list[float]:
+    """[mean, half width of the 95 % interval] of shares in [0, 1], times 100."""
+    values = list(values)
+    return [100 * x for x in rewards.mean_ci(values)] if values else [math.nan, math.nan]
+
+
+def session_table(calls: list[CallEnv]) -> dict:
+    """Role, Interaction, Goal as the paper names them; Total = .5 Role + .25 Interaction + .25 Goal."""
+    role = [np.mean([t.scores["consistency"] for t in e.log]) for e in calls]
+    manners = [np.mean([t.scores["strategy"] for t in e.log if t.move["kind"] not in ("claim", "offer")] or [0.0])
+               for e in calls]
+    goal = [goal_reached(e) for e in calls]
+    total = [.5 * r + .25 * i + .25 * g for r, i, g in zip(role, manners, goal)]
+    return {"Role": percent(role), "Interaction": percent(manners), "Goal": percent(goal), "Total": percent(total)}
+
+
+def adversarial_table(traps: list[CallEnv], twins: list[CallEnv]) -> dict:
+    """The first (and only) turn of each: Robotic is a flag a sample (lower is better), the rest are rubrics."""
+    get = lambda name: percent(e.log[0].scores[name] for e in traps)
+    each = {trap: percent(e.log[0].scores["strategy"] for e in traps if e.task["trap"] == trap)[0] for trap in TRAPS}
+    return {"Robotic": percent(float(bool(e.log[0].faults)) for e in traps), "CoT": get("reasoning"),
+            "Strategy": get("strategy"),
+            "Persona": get("consistency"), "Consistency": get("alignment"),
+            "Twins": percent(e.log[0].scores["strategy"] for e in twins), "traps": each}
+
+
+def fidelity(calls: list[CallEnv]) -> dict:
+    """How much it talks like a person, tells like a person and ends like a person."""
+    turns = [t for e in calls for t in e.log]
+    count = [len(t.reply.say.split()) for t in turns]
+    grams = [g for t in turns for g in zip(t.reply.say.lower().split(), t.reply.say.lower().split()[1:])]
+    told = [(row, len(e.log)) for e in calls for row in ledger(e)]
+    facts = [(row, n) for row, n in told if row["known"]]
+    ended, due = [t for t in turns if t.act == "end"], [t for t in turns if t.right.plan == "end"]
+    return {"valid turns": percent(float(valid(t.reply, t.mode)) for t in turns),
+            "distinct bigrams": [100 * len(set(grams)) / max(len(grams), 1), math.nan],
+            "words a turn": list(rewards.mean_ci(count)),
+            "short turns (< 5 words)": percent(float(n < 5) for n in count),
+            "polite turns": percent(float(bool(re.search(r"\b(please|thank|sorry)", t.reply.say.lower())))
+                                    for t in turns),
+            "facts told in the first half": percent(float(row["turn"] < n / 2) for row, n in facts),
+            "facts told unasked": percent(float(not row["asked"]) for row, _ in facts),
+            "persona consistency": percent(t.scores["consistency"] for t in turns),
+            "ending precision": percent(float(t.right.plan == "end") for t in ended),
+            "ending recall": percent(float(t.act == "end") for t in due),
+            "leaks": percent(float("leak" in t.faults) for t in turns),
+            "inventions": percent(float(any(r["turn"] == i and not r["known"] for r in ledger(e))) for e in calls
+                                  for i in range(len(e.log)))}
+
+
+def evaluate(s: Settings, policy, mode: str) -> dict:
+    """Held-out SOPs and facts.  policy: a grpo.Engine, or a slip for the teacher.  Touches no other random state."""
+    sops, personas = tables(s)
+    todo = [CallEnv(make_task(kind, i, "test", sops, personas), mode, judge=judge_of(s.eval_judge), long=s.long)
+            for kind, n in (("trap", 11 * s.eval_traps), ("twin", 11 * s.eval_traps), ("call", s.eval_calls))
+            for i in range(n)]
+    if isinstance(policy, grpo.Engine):
+        grpo.rollout(policy, todo, seeds=[(s.seed, 1, i) for i in range(len(todo))], temperature=s.eval_temperature
+                     or 1.0,
+                     greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+    else:
+        for i, env in enumerate(todo):
+            demonstration(env, random.Random(f"{s.seed}/eval/{i}"), policy)
+    by = {k: [e for e in todo if e.task["kind"] == k and e.log] for k in ("trap", "twin", "call")}
+    return {"session": session_table(by["call"]), "adversarial": adversarial_table(by["trap"], by["twin"]),
+            "fidelity": fidelity(by["call"]), "mode": mode, "judge": s.eval_judge or "rules"}
+
+
+def print_tables(evals: dict) -> None:
+    for part, title in (("session", "whole calls"), ("adversarial",
+                                                     "one turn against a trap (Robotic: lower is better; Twins: the same "
+                                                      "words, but true)"), ("fidelity", "fidelity of whole calls")):
+        print(f"\n{title + ', held-out SOPs and facts':44.44}" + "".join(f"{name[:15]:>16}" for name in evals))
+        for row in next(iter(evals.values()))[part]:
+            if row != "traps":
+                print(f"  {row:34}" + " " * 8 + "".join("{:10.1f} ± {:3.1f}".format(*e[part][row])
+                                                        for e in evals.values()))
+        if part == "adversarial":
+            for trap in TRAPS:
+                print(f"    strategy: {trap:32}" + "".join(f"{e[part]['traps'][trap]:10.1f}      "
+                                                           for e in evals.values()))
+    print(f"± is half a 95 % interval; judged by {next(iter(evals.values()))['judge']}")
+
+
+# ---------------------------------------------------------------------------------------------- the user in the gyms
+
+class UserLM:
+    """A trained user in the user's chair of a gym (envs.py).  The rules understand, and so decide what is rewarded; the
+    model speaks, in the episode's persona.  Words that lose or add content are replaced by scripted ones and counted."""
+    slow = False                        # one batch for all conversations that wait
+
+    def __init__(self, model, tokenizer, mode: str = "full", rows: int = 32, temperature: float = 0.7,
+                 max_new_tokens: int = 160,
+                 noise: float = 0.0, vague: float = 0.0, long: bool = False):
+        self.rules, self.mode, self.long = envs.ScriptedUser(noise, vague), mode, long
+        self.engine, self.temperature, self.limit = grpo.Engine(model, tokenizer, rows=rows,
+                                                                max_len=1024), temperature, max_new_tokens
+        self.spoken = self.replaced = 0
+
+    def answer(self, queries: list) -> list:
+        replies = self.rules.answer(queries)                            # also what is said if the model loses the content
+        todo = [i for i, q in enumerate(queries) if q.kind == "speak"]
+        notes = []
+        for i in todo:
+            options = queries[i].say.split("|")
+            # the phrasing the rules chose, or, where they shrug, their shrug
+            note = next((o for o in options if carries(o, replies[i])), replies[i])
+            notes.append(CallEnv(note_task(note, gym_persona(queries[i]), queries[i].rng.getrandbits(32)), self.mode,
+                                 long=self.long))
+        talks = grpo.rollout(self.engine, notes, seeds=[(zlib.crc32(e.task["id"].encode()),) for e in notes],
+                             temperature=self.temperature, max_new_tokens=self.limit) if notes else []
+        for i, env, talk in zip(todo, notes, talks):
+            turn = env.log[0] if env.log else None
+            good = turn and valid(turn.reply, self.mode) and not turn.faults and carries(env.task["note"],
+                                                                                         turn.reply.say)
+            replies[i] = turn.reply.say if good else replies[i]
+            self.spoken, self.replaced = self.spoken + 1, self.replaced + (not good)
+        return replies
+
+
+def gym_persona(q) -> Persona:
+    """The gyms' one-word personas as static profiles; the rest is drawn from the episode's generator."""
+    change = {"plain": {}, "polite": dict(manner="polite"), "chatty": dict(verbosity="chatty", rate="fast"),
+              "impatient": dict(patience="hasty", manner="blunt"), "unsure": dict(phrase="well", rate="slow")}
+    base = dict(verbosity="brief", manner="blunt", patience="patient")
+    return dataclasses.replace(make_persona(random.Random(q.rng.getrandbits(32))),
+                               **{**base, **change.get(q.persona, {})})
+
+
+class Recorder(envs.ScriptedUser):
+    """A scripted user that remembers what the gyms made it say: practice lines for UserLM."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def answer(self, queries):
+        self.lines += [o.strip() for q in queries if q.kind == "speak" for o in q.say.split("|")
+                       if 0 < len(o.split()) <= 16 and "\n" not in o]
+        return super().answer(queries)
+
+
+def gym_lines(episodes: int = 40) -> list[str]:
+    recorder = Recorder()
+    for gym in envs.GYMS:
+        for i in range(episodes):
+            envs.play(envs.make(gym, i, "train", user=recorder), envs.expert)
+    return sorted(set(recorder.lines))
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+@dataclass
+class Settings:
+    name: str = ""                  # run folder under runs/; empty: the command's name, numbered if it exists
+    resume: bool = False            # go on with runs/<name> where its last checkpoint left it
+    seed: int = 0
+    model: str = "tiny"             # "tiny" (made here, from scratch), or a checkpoint folder or name; "teacher" (eval)
+    device: str = ""                # empty: cuda if there is one, else cpu
+    mode: str = "full"              # full | no_reasoning | static (no dynamic profile)
+    long: bool = False              # explain the format in the prompt: for models that were not trained on it
+    personas: str = ""              # a JSON file of personas; empty: drawn from the tables here
+    sops: str = ""                  # a JSON file of SOPs
+    judge: str = ""                 # training judge, "model" or "model@http://server/v1"; empty: the rules
+    eval_judge: str = ""            # evaluation judge: never the training judge
+    teacher: str = ""               # a language model as the teacher, in the same form
+    micro_tokens: int = 4096
+    # the tiny model
+    vocab_size: int = 2048
+    hidden: int = 128
+    layers: int = 2
+    # SFT on the scripted teacher
+    demos: int = 6000               # single turns; whole calls are an eighth as many
+    slip: float = 0.5               # how often the teacher does not check a claim
+    sft_steps: int = 2000
+    sft_tokens: int = 1200          # per optimiser step
+    sft_lr: float = 8e-3
+    muon: float = 2.5
+    reading: float = 0.25           # share of the SFT steps in which a tiny model only reads drills
+    # GRPO
+    steps: int = 30
+    tasks: int = 16                 # per step
+    calls: float = 0.125            # share of whole calls; the rest are single turns, two of three with a claim
+    group: int = 8
+    lr: float = 3e-4
+    temperature: float = 1.0
+    mix: str = "sum"                # sum (the paper) | per_component: each reward normalised in its group first
+    drop: str = ""                  # a reward component to leave out
+    clip_high: float = 0.2
+    # generation, evaluation
+    rows: int = 128
+    context: int = 2048
+    max_new_tokens: int = 160
+    eval_traps: int = 20            # per trap type, and as many twins
+    eval_calls: int = 48
+    eval_temperature: float = 1.0
+    index: int = 0                  # profile, chat: which scenario
+    save_every: int = 50
+    sample_every: int = 10
+
+    def check(self) -> None:
+        for key, allowed in {"mode": MODES, "mix": ("sum", "per_component"), "drop": ("", *COMPONENTS)}.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+        least = {"group": 2, "temperature": 1e-3, "eval_temperature": 0, "sft_tokens": 1, "tasks": 1, "rows": 1,
+                 "demos": 8, "context": 64,
+                 "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
+                 "eval_calls": 1, "layers": 1}
+        for key, value in dataclasses.asdict(self).items():
+            if isinstance(value, (int, float)) and not value >= least.get(key, 0):
+                raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
+        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
+            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        if self.slip > 1 or self.calls > 1:
+            raise ValueError("--slip and --calls are shares, at most 1")
+        if self.judge and self.judge == self.eval_judge:
+            raise ValueError("--eval_judge must not be the judge used in training")
+        try:
+            torch.zeros(1, device=self.device or "cpu").tolist()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
+        tables(self)
+
+
+def tables(s: Settings) -> tuple:
+    return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
+
+
+def remote(address: str):
+    """A language model behind an OpenAI-compatible server as a callable prompt -> text."""
+    from huggingface_hub import InferenceClient
+    model, _, url = address.partition("@")
+    client = InferenceClient(base_url=url, timeout=60) if url else InferenceClient(model, timeout=60)
+    return lambda prompt: client.chat_completion([{"role": "user", "content": prompt}], model=model,
+                                                 max_tokens=600).choices[0].message.content
+
+
+def judge_of(address: str):
+    return Judge(remote(address)) if address else None
+
+
+def demonstrations(s: Settings, mode: str) -> tuple[list, list]:
+    """(single turns, whole calls) of the teacher, as chat messages."""
+    (sops, personas), ask = tables(s), remote(s.teacher) if s.teacher else None
+    lines, turns, calls = gym_lines(), [], []
+    for i in range(s.demos + s.demos // 8):
+        rng, kind = random.Random(f"{s.seed}/demo/{i}"), "trap twin other trap twin other other note".split()[i % 8]
+        task = note_task(rng.choice(lines), make_persona(rng), i) if kind == "note" else \
+            make_task("call" if i >= s.demos else kind, i, "train", sops, personas)
+        env = CallEnv(task, mode, long=s.long)
+        (calls if i >= s.demos else turns).append(demonstration(env, rng, s.slip, ask))
+    return turns, calls
+
+
+class Stop(Exception):
+    """The user pressed Ctrl-C; the step that ran is finished."""
+
+
+class Run:
+    """The run folder: config, metrics (no clock in them), times, evaluations, samples, one checkpoint a phase."""
+
+    def __init__(self, s: Settings, command: str):
+        self.command = command
+        name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
+                              if not Path("runs", n).exists())
+        self.s, self.path = s, Path("runs") / name
+        if s.resume:
+            saved = self.read("config.json")
+            if saved.pop("command", None) != command:
+                raise ValueError(f"nothing to resume: {self.path} holds no run of '{command}'")
+            names = {f.name: f.default for f in dataclasses.fields(Settings)}
+            if set(saved) != set(names):
+                raise ValueError(f"{self.path / 'config.json'} was written by another version")
+            if changed := [k for k in names if k not in ("name", "resume")
+                           and getattr(s, k) not in (names[k], saved[k])]:
+                raise ValueError(f"a resumed run keeps its settings: --{changed[0]} was {saved[changed[0]]!r} when it began")
+            self.s = Settings(**{**saved, "name": name, "resume": True})
+        elif (self.path / "config.json").exists():
+            raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write("config.json", {"command": command, **dataclasses.asdict(s)})
+        self.evals = self.read("eval.json")
+
+    def read(self, file: str) -> dict:
+        try:
+            data = json.loads((self.path / file).read_text())
+            return data if isinstance(data, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def write(self, file: str, data) -> None:
+        part = self.path / (file + ".part")                             # a killed run never leaves half a JSON file
+        part.write_text(json.dumps(data, indent=1))
+        part.replace(self.path / file)
+
+    def log(self, file: str, row: dict) -> None:
+        with open(self.path / file, "a") as f:
+            f.write(json.dumps(row) + "\n")
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Drop log lines of this phase beyond `step`, and what a kill cut short: they will be written again."""
+        for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
+            kept = []
+            for line in (self.path / file).read_text().splitlines() if (self.path / file).exists() else []:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if row["phase"] != phase or row["step"] <= step:
+                    kept.append(line + "\n")
+            (self.path / file).write_text("".join(kept))
+
+    def finish_step(self, phase: str, step: int, last: int, *learner) -> None:
+        if step % self.s.save_every == 0 or step == last or interrupted:
+            grpo.save_checkpoint(self.path / phase, *learner, {"phase": phase, "step": step, "mode": self.mode})
+        if interrupted:
+            raise Stop
+
+    def evaluate(self, label: str, policy, mode: str) -> None:
+        if label not in self.evals:
+            self.evals[label] = evaluate(self.s, policy, mode)
+            self.write("eval.json", self.evals)
+        e = self.evals[label]
+        print(f"-- {label}: valid {e['fidelity']['valid turns'][0]:.1f} %, strategy on traps {e['adversarial']['Strategy'][0]:.1f}, on twins "
+              f"{e['adversarial']['Twins'][0]:.1f}, session total {e['session']['Total'][0]:.1f}", flush=True)
+        if interrupted:
+            raise Stop
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
+    """Facts to look up, values to compare, words to carry them; only what can be known is trained.  The stand-in for the
+    reading that a model made from scratch lacks: heads that look up and compare appear here in a minute.
+    Any word is any fact's value here (but never a held-out pair), or it would be guessed from the fact's name."""
+    keys, out = rng.sample(list(FACTS), 4), grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
+    add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), trained, turn=0)
+
+    def value(key, other_than=None):
+        while True:
+            kind = rng.choice(list(VALUES))
+            word = rng.choice(VALUES[kind])
+            if word != other_than and not (kind == FACTS[key] and held_out(key, word)):
+                return word
+    memory = {k: value(k) for k in keys}
+    add("memory: " + ", ".join(f"{k} {v}" for k, v in memory.items()))
+    for i, key in enumerate(rng.choices(keys, k=6)):                    # two lines only compare
+        known = memory[key] if i > 1 else value(key)
+        heard = known if rng.random() < .5 else value(key, known)
+        add(f"\nNow {heard} as {key}" * (i > 1) + f"\nconcerns: memory {key}")
+        add(f" {known}", int(i > 1))
+        add(", heard")
+        add(f" {heard}", int(i > 1))
+        add(",")
+        add(" agrees" if heard == known else " differs", 1)
+        if heard != known:
+            for piece in re.split(r"( \{[vs]\})", "\nsay: "
+                                  + rng.choice(SAY["challenge"].split("|")).replace("{o}", key)):
+                add(piece.format(v=known, s=heard), int("{" in piece))
+    return out
+
+
+def train_sft(run: Run, phase: str, model, tokenizer, optimizer, first: int) -> None:
+    """Imitate the teacher: single turns first, whole calls joining in the second half."""
+    s, start = run.s, time.time()
+    turns, calls = demonstrations(s, run.mode)
+    rng = np.random.default_rng((s.seed, 2))
+    order, at = [rng.permutation(len(x)) for x in (turns, calls)], [0, 0]
+    for step in range(1, s.sft_steps + 1):
+        progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if s.model == "tiny" else 1.0       # below 0: it only reads
+        batch, used = [], 0
+        while progress > 0 and used < s.sft_tokens:
+            whole = int(progress > .5 and used > s.sft_tokens / 2 and len(calls) > 0)
+            talk = (turns, calls)[whole][order[whole][at[whole] % len(order[whole])]]
+            at[whole] += 1
+            used += sum(len(m["content"].split()) for m in talk) * 3 // 2        # about its tokens
+            batch.append(talk)
+        if step <= first:
+            continue                                                    # resumed: the cursors had to catch up
+        began = time.time()
+        batch = [grpo.demo_trajectory(tokenizer, talk) for talk in batch]
+        if s.model == "tiny":
+            batch += [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"))
+                      for i in range(6 if progress <= 0 else 3)]
+        m = grpo.sft_step(model, optimizer, batch,
+                          lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
+                          micro_tokens=s.micro_tokens)
+        run.log("metrics.jsonl", {"phase": phase, "step": step, **m})
+        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began})
+        if step % 100 == 0 or step == s.sft_steps:
+            left = (time.time() - start) / (step - first) * (s.sft_steps - step)
+            print(f"{phase} {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f} grad {m['grad_norm']:5.2f} | {time.time() - began:5.2f} s "
+                  f"| {clock(left)} left", flush=True)
+        run.finish_step(phase, step, s.sft_steps, model, tokenizer, optimizer)
+
+
+def collect(s: Settings, mode: str, engine, step: int, times: dict):
+    """The rollouts of one step: (trajectories, advantages, environments, share of groups without a signal)."""
+    weights = {k: w for k, w in WEIGHTS.items() if k != s.drop}
+    (sops, personas), judge, todo, groups = tables(s), judge_of(s.judge), [], []
+    whole = round(s.calls * s.tasks)
+    for i in range(s.tasks):
+        kind = "call" if i < whole else ("trap", "twin", "other")[i % 3]
+        task = make_task(kind, 1_000_000 + s.seed * 100_000 + (step - 1) * s.tasks + i, "train", sops, personas)
+        todo += [CallEnv(task, mode, weights, judge, s.long) for _ in range(s.group)]
+        groups += [i] * s.group
+    talks = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, i) for i in range(len(todo))],
+                         temperature=s.temperature,
+                         max_new_tokens=s.max_new_tokens, clock=times)
+    played = [(t, e) for t, e in zip(talks, todo) if t.turn_rewards and t.status != "user_error"]
+    talks, todo = [t for t, _ in played], [e for _, e in played]
+    groups, turn_rewards = [t.group for t in talks], [t.turn_rewards for t in talks]
+    if s.mix == "per_component":
+        means = {c: [float(np.mean([t.scores[c] for t in e.log])) for e in todo] for c in weights}
+        z = rewards.group_advantages(rewards.mix_rewards(means, weights, groups, "per_component"), groups)
+        advantages = [[a] * len(r) for a, r in zip(z, turn_rewards)]
+    else:
+        advantages = rewards.turn_advantages(turn_rewards, [t.tokens for t in talks], groups, "naive", "mean", "shift")
+    keep, counts = rewards.signal_groups([float(np.mean(r)) for r in turn_rewards], groups)
+    return talks, advantages, todo, 1 - counts["signal"] / max(counts["groups"], 1)
+
+
+def train_rl(run: Run, phase: str, model, tokenizer, optimizer, first: int) -> None:
+    s, start = run.s, time.time()
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    for step in range(first + 1, s.steps + 1):
+        began, times = time.time(), {}
+        talks, advantages, played, dead = collect(s, run.mode, engine, step, times)
+        rolled = time.time() - began
+        m = grpo.grpo_step(model, optimizer, talks, advantages, lr=grpo.lr_schedule(step - 1, s.steps, s.lr,
+                                                                                    kind="constant"),
+                           temperature=s.temperature, clip_high=s.clip_high,
+                           micro_tokens=s.micro_tokens) if talks else {}
+        turns = [t for e in played for t in e.log]
+        part = {c: float(np.mean([t.scores[c] for t in turns])) for c in COMPONENTS}
+        of = lambda kind: float(np.mean([t.scores["strategy"] for t in turns if t.task["kind"] == kind] or [math.nan]))
+        row = {"phase": phase, "step": step, "reward": float(np.mean([np.mean(t.turn_rewards) for t in talks])),
+               "dead": dead, **part,
+               "traps": of("trap"), "twins": of("twin"), **m}
+        run.log("metrics.jsonl", row)
+        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began, "rollout": rolled,
+                                **times})
+        left = (time.time() - start) / (step - first) * (s.steps - step)
+        print(f"{phase} {step:4d}/{s.steps} | reward {row['reward']:5.3f} (" + " ".join(f"{c[:5]} {x:4.2f}" for c,
+                                                                                        x in part.items()) +
+              f") traps {row['traps']:4.2f} twins {row['twins']:4.2f} | dead {100 * dead:3.0f}% kl {m.get('kl', 0):7.1e} grad "
+              f"{m.get('grad_norm', 0):4.2f} ent {m.get('entropy', 0):4.2f} | {time.time() - began:4.1f} s | {clock(left)} left", flush=True)
+        if step % s.sample_every == 0 or step == 1:
+            i = step % len(talks)
+            run.log("samples.jsonl", {"phase": phase, "step": step, "messages": talks[i].messages,
+                                      "rewards": talks[i].turn_rewards,
+                                      "advantages": advantages[i], "scores": [t.scores for t in played[i].log]})
+            print(f"   | agent {played[i].log[0].agent}\n   | user  {played[i].log[0].reply.say}", flush=True)
+        run.finish_step(phase, step, s.steps, model, tokenizer, optimizer)
+
+
+def learn(run: Run, phase: str, mode: str, source=None, rl: bool = False) -> None:
+    """One phase: from `source` (a checkpoint; None: a model made here, or --model) to runs/<name>/<phase>."""
+    s, folder, run.mode = run.s, run.path / phase, mode
+    state = {"step": 0}
+    if s.resume and grpo.complete_checkpoint(str(folder)):
+        model, tokenizer, optimizer, state = grpo.load_checkpoint(folder, s.device or None)
+    else:
+        if source or s.model != "tiny":
+            model, tokenizer = grpo.load_policy(source or s.model, s.device or None)
+        else:
+            turns, calls = demonstrations(dataclasses.replace(s, demos=min(s.demos, 1600), teacher=""), "full")
+            model, tokenizer = grpo.tiny_policy([m["content"] for talk in turns + calls for m in talk],
+                                                vocab_size=s.vocab_size,
+                                                hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
+            model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if phase == "sft" or s.model != "tiny":
+            run.evaluate("base", grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), mode)
+        optimizer = grpo.make_optimizer(model, s.lr, muon=0.0 if rl or s.model != "tiny" else s.muon)
+    run.rewind(phase, state["step"])
+    if state["step"] < (s.steps if rl else s.sft_steps):
+        (train_rl if rl else train_sft)(run, phase, model, tokenizer, optimizer, state["step"])
+    label = {"sft": "SFT", "checkpoint": "RL" if rl else "SFT"}.get(phase, phase)
+    run.evaluate(label, grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), mode)
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+def in_run(s: Settings, command: str, phases) -> None:
+    run, began = Run(s, command), time.time()
+    print(f"run folder {run.path}", flush=True)
+    try:
+        for phase in phases(run):
+            learn(run, *phase)
+        run.evaluate("teacher", run.s.slip, "full")
+    except Stop:
+        print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.path.name} --resume=True")
+        raise
+    print_tables(run.evals)
+    print(f"{clock(time.time() - began)} minutes; everything is in {run.path}/\n"
+          f"talk to it:  python userlm_r1.py chat --model={run.path}/checkpoint")
+
+
+def demo(s: Settings) -> None:
+    """SFT, RL, and two baselines on the same demonstrations: without reasoning, without a dynamic profile."""
+    in_run(s, "demo", lambda run: [("sft", "full"), ("checkpoint", "full", str(run.path / "sft"), True),
+                                   ("no reasoning", "no_reasoning"), ("static only", "static")])
+
+
+def sft(s: Settings) -> None:
+    in_run(s, "sft", lambda run: [("checkpoint", s.mode)])
+
+
+def train(s: Settings) -> None:
+    if s.model == "tiny" and not s.resume:
+        raise ValueError("train needs --model=<checkpoint folder>; the demo and sft make one")
+    in_run(s, "train", lambda run: [("checkpoint", run.s.mode, None, True)])
+
+
+def load(s: Settings):
+    """(model, tokenizer, the mode it was trained in)."""
+    model, tokenizer = grpo.load_policy(s.model, s.device or None)
+    try:
+        mode = json.loads((Path(s.model) / grpo.MARKER).read_text())["state"]["mode"]
+    except (OSError, ValueError, KeyError, TypeError):
+        mode = s.mode
+    return model, tokenizer, mode
+
+
+def eval_(s: Settings) -> None:
+    if s.model == "tiny":
+        raise ValueError("eval needs --model=<checkpoint folder> (or --model=teacher)")
+    policy, mode = s.slip, s.mode
+    if s.model != "teacher":
+        model, tokenizer, mode = load(s)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    run = Run(s, "eval")
+    run.evaluate(Path(s.model).name, policy, mode)
+    print_tables(run.evals)
+
+
+class Desk:
+    """A person on the agent's chair, as the environment of the user; "?" shows what the user thinks."""
+    user = None
+
+    def __init__(self, env: CallEnv):
+        self.env = env
+
+    def reset(self):
+        self.env.reset()
+        self.system_prompt = self.env.system_prompt
+        return input("agent  ") or self.env.agent, {}
+
+    def turn(self, text: str):
+        reply = read_reply(text, self.env.mode)
+        print(f"user   {reply.say or '(nothing that can be heard)'}")
+        while (said := input("agent  ")).strip() == "?":
+            print(text)
+        return said, 0.0, not said or bool(reply.profile and reply.profile.end), False, {}
+        yield                                                           # a generator, like every env's turn
+
+
+def chat(s: Settings) -> None:
+    """You are the agent.  "?" shows the user's thought and profile, an empty line ends the call."""
+    if s.model == "tiny":
+        raise ValueError("chat needs --model=<checkpoint folder>")
+    model, tokenizer, mode = load(s)
+    env = CallEnv(make_task("call", s.index, "test", *tables(s)), mode, long=s.long)
+    print(f"You are the {env.task['sop'].desk}; a caller comes about \"{env.task['sop'].case}\". You might begin: {env.reset() and env.agent}")
+    grpo.rollout(grpo.Engine(model, tokenizer, rows=1, max_len=s.context), [Desk(env)], seeds=[(s.seed, s.index)],
+                 temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+
+
+def profile(s: Settings) -> None:
+    """A persona, its dynamic profile for an SOP, and a call by the scripted teacher."""
+    env = CallEnv(make_task("call", s.index, "train", *tables(s)))
+    talk = demonstration(env, random.Random(s.seed), s.slip)
+    print(talk[0]["content"] + "\n")
+    for t in env.log:
+        print(f"agent  {t.agent}\n       ({'; '.join(f'{k}: {v}' for k, v in t.reply.think.items())})\nuser   {t.reply.say}\n"
+              f"       act {t.act}, " + ", ".join(f"{c} {x:.2f}" for c, x in t.scores.items() if c in RUBRICS))
+    print(f"deal {env.deal} of {env.task['best']}, goal {goal_reached(env):.2f}; told: " + ", ".join(
+        f"{r['fact']} {r['value']} ({'asked' if r['asked'] else 'unasked'})" for r in ledger(env)))
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "chat": chat, "profile": profile}
+interrupted = False
+
+
+def on_interrupt(*_) -> None:
+    global interrupted
+    if interrupted:
+        raise KeyboardInterrupt
+    interrupted = True
+    print("\nCtrl-C: finishing this step, then saving (once more to stop at once)", flush=True)
+
+
+def parse(argv: list[str]) -> tuple[str, Settings]:
+    """("demo", settings) from ["demo", "--key=value", …]; ValueError with one clear line for anything else."""
+    command = argv[0] if argv and not argv[0].startswith("-") else "demo"
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
+    types, values = {f.name: type(f.default) for f in dataclasses.fields(Settings)}, {}
+    for item in argv[1 if argv and argv[0] == command else 0:]:
+        key, equals, value = item.removeprefix("--").partition("=")
+        if not item.startswith("--") or not equals:
+            raise ValueError(f"cannot read {item!r}; settings look like --key=value")
+        if key not in types:
+            close = difflib.get_close_matches(key, types, 1)
+            raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
+        try:
+            values[key] = {"true": True, "false": False}[value.lower()] if types[key] is bool else types[key](value)
+        except (ValueError, KeyError):
+            raise ValueError(f"--{key} takes {types[key].__name__}, not {value!r}") from None
+    settings = Settings(**values)
+    settings.check()
+    return command, settings
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    try:
+        command, s = parse(argv)
+        if command not in ("chat", "profile"):
+            signal.signal(signal.SIGINT, on_interrupt)
+        COMMANDS[command](s)
+        return 0
+    except Stop:
+        return 130
+    except (KeyboardInterrupt, EOFError):
+        print("\nstopped")
+        return 130
+    except (ValueError, OSError) as error:                              # PolicyError is a ValueError
+        print(f"userlm_r1.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
