@@ -1086,6 +1086,7 @@ class Settings:
     sft_tokens: int = 1200          # per optimiser step
     sft_lr: float = 8e-3
     muon: float = 2.5
+    init: float = 0.02
     reading: float = 0.25           # share of the SFT steps in which a tiny model only reads drills
     # GRPO
     steps: int = 30
@@ -1243,33 +1244,44 @@ def clock(seconds: float) -> str:
 
 
 def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
-    """Facts to look up, values to compare, words to carry them; only what can be known is trained.  The stand-in for the
-    reading that a model made from scratch lacks: heads that look up and compare appear here in a minute.
-    Any word is any fact's value here (but never a held-out pair), or it would be guessed from the fact's name."""
-    keys, out = rng.sample(list(FACTS), 4), grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
-    add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), trained, turn=0)
+    """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
+
+    Half of the drills say a row of words again and again: heads that find "what came after this word" appear there in half
+    a minute, and without them not even four facts can be looked up.  The others list facts, look them up, compare values
+    and say so.  Any word is any fact's value (never a held-out pair), or it would be guessed from the fact's name.
+    """
+    out = grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
+    out.extend([tokenizer.pad_token_id], 0)                             # gives the first token a predecessor
+    add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), int(trained), turn=0)
+    kinds = sorted(VALUES)
+    if rng.random() < 0.5:
+        row = rng.sample([*FACTS, *(w for kind in kinds for w in VALUES[kind])], rng.randint(4, 16))
+        for again, words in enumerate((row, row, row[rng.randrange(len(row)):])):
+            for word in words:
+                add(f" {word}", again)
+        return out
 
     def value(key, other_than=None):
         while True:
-            kind = rng.choice(list(VALUES))
+            kind = rng.choice(kinds)
             word = rng.choice(VALUES[kind])
             if word != other_than and not (kind == FACTS[key] and held_out(key, word)):
                 return word
+    keys = rng.sample(list(FACTS), rng.randint(2, 5))
     memory = {k: value(k) for k in keys}
     add("memory: " + ", ".join(f"{k} {v}" for k, v in memory.items()))
     for i, key in enumerate(rng.choices(keys, k=6)):                    # two lines only compare
         known = memory[key] if i > 1 else value(key)
         heard = known if rng.random() < .5 else value(key, known)
         add(f"\nNow {heard} as {key}" * (i > 1) + f"\nconcerns: memory {key}")
-        add(f" {known}", int(i > 1))
+        add(f" {known}", i > 1)
         add(", heard")
-        add(f" {heard}", int(i > 1))
+        add(f" {heard}", i > 1)
         add(",")
         add(" agrees" if heard == known else " differs", 1)
         if heard != known:
-            for piece in re.split(r"( \{[vs]\})", "\nsay: "
-                                  + rng.choice(SAY["challenge"].split("|")).replace("{o}", key)):
-                add(piece.format(v=known, s=heard), int("{" in piece))
+            for piece in re.split(r"( \{[vs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|")).replace("{o}", key)):
+                add(piece.format(v=known, s=heard), "{" in piece)
     return out
 
 
@@ -1294,7 +1306,7 @@ def train_sft(run: Run, phase: str, model, tokenizer, optimizer, first: int) -> 
         batch = [grpo.demo_trajectory(tokenizer, talk) for talk in batch]
         if s.model == "tiny":
             batch += [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"))
-                      for i in range(6 if progress <= 0 else 3)]
+                      for i in range(12 if progress <= 0 else 4)]
         m = grpo.sft_step(model, optimizer, batch,
                           lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
                           micro_tokens=s.micro_tokens)
@@ -1380,7 +1392,8 @@ def learn(run: Run, phase: str, mode: str, source=None, rl: bool = False) -> Non
             turns, calls = demonstrations(dataclasses.replace(s, demos=min(s.demos, 1600), teacher=""), "full")
             model, tokenizer = grpo.tiny_policy([m["content"] for talk in turns + calls for m in talk],
                                                 vocab_size=s.vocab_size,
-                                                hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
+                                                hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
+                                                init=s.init, seed=s.seed)
             model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if phase == "sft" or s.model != "tiny":
             run.evaluate("base", grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), mode)
