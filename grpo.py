@@ -740,27 +740,32 @@ def gather(data):
 
 # ------------------------------------------------------------------------------------------------ optimiser steps
 
-def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95), muon=0.0):
+def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95), muon=0.0, gain=0.0):
     """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away.
 
     muon > 0: the matrices between embedding and head learn by Muon instead, at `muon` times the learning rate. For a
-    model made from scratch: heads that copy appear in half the steps. Returns the AdamW, which carries both (`parts`).
+    model made from scratch: heads that copy appear in half the steps. gain > 0: the last norm's gains learn at `gain`
+    times the learning rate. They scale every logit, so RL can sharpen the whole policy at once; token by token, a small
+    batch's noise hides that. Returns the AdamW, which carries both optimisers (`parts`).
     """
     pairs = [(name, p, p if p.dtype == torch.float32 else p.detach().float())
              for name, p in model.named_parameters() if p.requires_grad]
     inner = [m for name, _, m in pairs if muon and m.ndim == 2 and "embed" not in name and "head" not in name]
-    rest = [m for _, _, m in pairs if not any(m is x for x in inner)]
-    optimizer = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=betas)
+    last = [m for name, _, m in pairs if gain and m.ndim == 1 and "layers" not in name]
+    rest = [m for _, _, m in pairs if not any(m is x for x in inner + last)]
+    groups = [{"params": rest, "factor": 1.0}] + [{"params": last, "factor": gain}] * bool(last)
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas)
     optimizer.pairs = pairs                                             # (name, parameter, master)
-    optimizer.parts = [(optimizer, 1.0)]                                # (optimiser, factor on the learning rate)
+    optimizer.parts = [optimizer]
+    optimizer.options = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "muon": muon, "gain": gain}
     if inner:
-        optimizer.parts.append((torch.optim.Muon(inner, lr=lr * muon, weight_decay=weight_decay), muon))
+        optimizer.parts.append(torch.optim.Muon([{"params": inner, "factor": muon}], lr=lr * muon, weight_decay=weight_decay))
     return optimizer
 
 
 def moments(optimizer, master):
     """(The part of the optimiser that owns a parameter).state, where its moments are."""
-    return next(part.state for part, _ in optimizer.parts for g in part.param_groups if any(master is p for p in g["params"]))
+    return next(part.state for part in optimizer.parts for g in part.param_groups if any(master is p for p in g["params"]))
 
 
 def lr_schedule(step, total, peak, warmup=0.1, kind="cosine"):
@@ -803,9 +808,9 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     loss, *totals = summed([float(loss), *(float(sums.get(k, 0.0)) for k in names)])
     skipped = int(not (math.isfinite(loss) and math.isfinite(norm)))
     if not skipped:                                                     # a NaN must not reach weights or moments
-        for part, factor in optimizer.parts:
+        for part in optimizer.parts:
             for g in part.param_groups:
-                g["lr"] = lr * factor
+                g["lr"] = lr * g["factor"]
             part.step()
         with torch.no_grad():
             for _, p, master in optimizer.pairs:
@@ -923,9 +928,7 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
                 for key, value in moments(optimizer, master)[master].items():
                     tensors[f"{name}|{key}"] = value
             save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(temp, "optimizer.safetensors"))
-            group = optimizer.param_groups[0]
-            saved["optimizer"] = {k: group[k] for k in ("lr", "weight_decay", "betas")}
-            saved["optimizer"]["muon"] = optimizer.parts[-1][1] if len(optimizer.parts) > 1 else 0.0
+            saved["optimizer"] = optimizer.options
         for name in os.listdir(temp):
             sync(os.path.join(temp, name))
         with open(os.path.join(temp, MARKER), "w") as f:

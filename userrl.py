@@ -60,17 +60,19 @@ class Settings:
     sft_steps: int = 1150
     sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
     sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
-    muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW alone
+    muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
     # ... which a model made from scratch begins by reading plain text (the stand-in for pre-training)
     reading: float = 0.3            # share of the SFT steps that only read
     facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
     # GRPO
-    steps: int = 75
+    steps: int = 72
     tasks: int = 16                 # tasks per step
     mixture: str = "signal"         # whose: the gyms in turn ("equal"), or more from those whose rollouts differ ("signal")
     group: int = 8                  # rollouts per task
     updates: int = 1                # optimiser steps per batch of rollouts
-    lr: float = 6e-4
+    lr: float = 2.5e-4              # for the tiny model; a real checkpoint wants 1e-6
+    rl_muon: float = 10.0           # as muon above, in RL; both only for models below ten million parameters
+    gain: float = 300.0             # the last norm's gains, which scale all logits, learn at this multiple of lr
     warmup: float = 0.1             # share of the steps
     decay: str = "cosine"           # to 0 at the last step, or "constant"
     temperature: float = 1.0
@@ -100,7 +102,7 @@ class Settings:
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
     patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
     # evaluation and bookkeeping
-    eval_tasks: int = 64            # held-out tasks per gym
+    eval_tasks: int = 128           # held-out tasks per gym
     eval_temperature: float = 1.0   # the policy as trained; 0 is greedy
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
     index: int = 0                  # play: which task
@@ -208,15 +210,15 @@ def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) 
         tasks: dict[str, list] = {}
         for e in scored:
             tasks.setdefault(e["task"], []).append(e)
-        returns = [sum(sum(e["rewards"]) for e in same) / len(same) for same in tasks.values()]
-        everything += returns
-        mean, half = rewards.mean_ci(returns) if returns else (math.nan, math.nan)
+        returns = {task: sum(sum(e["rewards"]) for e in same) / len(same) for task, same in tasks.items()}
+        everything += returns.values()
+        mean, half = rewards.mean_ci(list(returns.values())) if returns else (math.nan, math.nan)
         average = lambda f: sum(map(f, scored)) / max(len(scored), 1)
         table[gym] = {"return": mean, "ci95": half, "success": average(lambda e: e["solved"]),
                       "turns": average(lambda e: len(e["rewards"])),
                       "effective_turns": average(lambda e: rewards.effective_turns(e["rewards"])),
                       "time_weighted": average(lambda e: rewards.time_weighted(e["rewards"])),
-                      "n": len(tasks), "user_errors": len(episodes) - len(scored)}
+                      "n": len(tasks), "user_errors": len(episodes) - len(scored), "returns": returns}
         if samples > 1:
             full = [[e["solved"] for e in same] for same in tasks.values() if len(same) == samples]
             table[gym]["pass_at"] = {k: sum(rewards.pass_at_k(samples, sum(c), k) for c in full) / max(len(full), 1)
@@ -383,8 +385,8 @@ class Run:
         grpo.save_checkpoint(self.path / "checkpoint", model, tokenizer, optimizer, state)
 
     def evaluate(self, label: str, policy, user) -> None:
-        if label not in self.evals:                     # an untrained model rambles to every limit: a quarter will do
-            tasks = -(-self.s.eval_tasks // 4) if label == "untrained" else self.s.eval_tasks
+        if label not in self.evals:                     # an untrained model rambles to every limit: an eighth will do
+            tasks = -(-self.s.eval_tasks // 8) if label == "untrained" else self.s.eval_tasks
             self.evals[label] = evaluate(self.s, policy, user, tasks)
             self.write("eval.json", self.evals)
         check_interrupt()
@@ -627,8 +629,9 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
     for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
-            muon = s.muon if phase == "sft" and s.model == "tiny" else 0.0
-            optimizer = grpo.make_optimizer(model, s.lr, muon=muon)       # each phase starts with fresh moments
+            factors = {"sft": {"muon": s.muon}, "rl": {"muon": s.rl_muon, "gain": s.gain}}[phase]
+            small = sum(p.numel() for p in model.parameters()) < 10_000_000
+            optimizer = grpo.make_optimizer(model, s.lr, **factors if small else {})     # each phase: fresh moments
         if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user, engine)
         else:

@@ -646,10 +646,11 @@ def train(model, optimizer, trajs, steps):
 
 @pytest.mark.parametrize("dtype, muon", [(torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float32, 2.0)])
 def test_resumed_equals_uninterrupted(fresh, trajs, tmp_path, dtype, muon):
-    """Resuming with fresh Adam moments gave a visible kink in every curve; Muon's momentum is one more to keep."""
+    """Resuming with fresh Adam moments gave a visible kink in every curve; Muon's momentum is one more to keep, and so is
+    the last norm's own learning rate."""
     grpo.save_checkpoint(tmp_path / "start", *fresh)
     model, tok = grpo.load_policy(tmp_path / "start", "cpu", dtype)
-    optimizer = grpo.make_optimizer(model, 1e-3, muon=muon)
+    optimizer = grpo.make_optimizer(model, 1e-3, muon=muon, gain=5 * muon)
     train(model, optimizer, trajs, 2)
     grpo.save_checkpoint(tmp_path / "c", model, tok, optimizer, {"step": 2, "note": "ü"})
     train(model, optimizer, trajs, 3)
@@ -661,6 +662,22 @@ def test_resumed_equals_uninterrupted(fresh, trajs, tmp_path, dtype, muon):
         assert all(torch.equal(v, grpo.moments(optimizer2, n)[n][k]) for k, v in grpo.moments(optimizer, m)[m].items())
     assert tok2.chat_template == tok.chat_template
     assert grpo.encode(tok2, ODD[6]) == grpo.encode(tok, ODD[6])
+
+
+def test_every_parameter_learns_at_its_own_rate(fresh, trajs):
+    """Three rates: matrices by Muon, the last norm at lr x gain (Adam's first step is lr), the rest at lr; all once."""
+    model, _ = fresh
+    optimizer = grpo.make_optimizer(model, 1.0, muon=2.0, gain=50.0)
+    rates = {n: g["factor"] for n, _, m in optimizer.pairs for o in optimizer.parts for g in o.param_groups
+             if any(m is p for p in g["params"])}
+    assert len(rates) == len(optimizer.pairs) == sum(len(g["params"]) for o in optimizer.parts for g in o.param_groups)
+    assert {n for n, f in rates.items() if f == 50} == {"model.norm.weight"}
+    assert {n for n, f in rates.items() if f == 2} == {n for n, p, _ in optimizer.pairs if p.ndim == 2 and "layers" in n}
+    before = {n: p.detach().clone() for n, p, _ in optimizer.pairs}
+    grpo.grpo_step(model, optimizer, trajs, advantages(trajs), lr=1e-4)
+    moved = {n: (p - before[n]).abs().max().item() for n, p, _ in optimizer.pairs}
+    assert moved["model.norm.weight"] == pytest.approx(5e-3, rel=1e-2)
+    assert moved["model.layers.0.input_layernorm.weight"] == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_checkpoint_is_plain_hugging_face(fresh, tmp_path):
