@@ -22,12 +22,10 @@ in the gyms, training.  Left out: learned reward models, dashboards, more than o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import random
 import re
-import signal
 import sys
 import time
 import zlib
@@ -41,6 +39,7 @@ import envs
 import numpy as np
 import rewards
 import torch
+import userrl                           # the run folder, the SFT loop and the command line
 
 # ---------------------------------------------------------------------------------------------- profiles
 
@@ -914,66 +913,72 @@ def percent(values) -> list[float]:
     return [100 * x for x in rewards.mean_ci(values)] if values else [math.nan, math.nan]
 
 
-def session_table(calls: list[CallEnv]) -> dict:
+def record(env: CallEnv) -> dict:
+    """What an evaluation keeps of a call, as JSON."""
+    return {"kind": env.task["kind"], "trap": env.task["trap"], "goal": goal_reached(env), "told": ledger(env), "turns": [
+        {"scores": t.scores, "faults": t.faults, "valid": valid(t.reply, t.mode), "say": t.reply.say.lower(), "act": t.act,
+         "end": t.right.plan == "end", "haggling": t.move["kind"] in ("claim", "offer")} for t in env.log]}
+
+
+def session_table(calls: list[dict]) -> dict:
     """Role, Interaction, Goal as the paper names them; Total = .5 Role + .25 Interaction + .25 Goal."""
-    role = [np.mean([t.scores["consistency"] for t in e.log]) for e in calls]
-    manners = [np.mean([t.scores["strategy"] for t in e.log if t.move["kind"] not in ("claim", "offer")] or [0.0])
-               for e in calls]
-    goal = [goal_reached(e) for e in calls]
+    role = [np.mean([t["scores"]["consistency"] for t in e["turns"]]) for e in calls]
+    manners = [np.mean([t["scores"]["strategy"] for t in e["turns"] if not t["haggling"]] or [0.0]) for e in calls]
+    goal = [e["goal"] for e in calls]
     total = [.5 * r + .25 * i + .25 * g for r, i, g in zip(role, manners, goal)]
     return {"Role": percent(role), "Interaction": percent(manners), "Goal": percent(goal), "Total": percent(total)}
 
 
-def adversarial_table(traps: list[CallEnv], twins: list[CallEnv]) -> dict:
+def adversarial_table(traps: list[dict], twins: list[dict]) -> dict:
     """The first (and only) turn of each: Robotic is a flag a sample (lower is better), the rest are rubrics."""
-    get = lambda name: percent(e.log[0].scores[name] for e in traps)
-    each = {trap: percent(e.log[0].scores["strategy"] for e in traps if e.task["trap"] == trap)[0] for trap in TRAPS}
-    return {"Robotic": percent(float(bool(e.log[0].faults)) for e in traps), "CoT": get("reasoning"),
-            "Strategy": get("strategy"),
-            "Persona": get("consistency"), "Consistency": get("alignment"),
-            "Twins": percent(e.log[0].scores["strategy"] for e in twins), "traps": each}
+    first = lambda e: e["turns"][0]["scores"]
+    get = lambda name: percent(first(e)[name] for e in traps)
+    each = {trap: percent(first(e)["strategy"] for e in traps if e["trap"] == trap)[0] for trap in TRAPS}
+    return {"Robotic": percent(float(bool(e["turns"][0]["faults"])) for e in traps), "CoT": get("reasoning"),
+            "Strategy": get("strategy"), "Persona": get("consistency"), "Consistency": get("alignment"),
+            "Twins": percent(first(e)["strategy"] for e in twins), "traps": each}
 
 
-def fidelity(calls: list[CallEnv]) -> dict:
+def fidelity(calls: list[dict]) -> dict:
     """How much it talks like a person, tells like a person and ends like a person."""
-    turns = [t for e in calls for t in e.log]
-    count = [len(t.reply.say.split()) for t in turns]
-    grams = [g for t in turns for g in zip(t.reply.say.lower().split(), t.reply.say.lower().split()[1:])]
-    told = [(row, len(e.log)) for e in calls for row in ledger(e)]
-    facts = [(row, n) for row, n in told if row["known"]]
-    ended, due = [t for t in turns if t.act == "end"], [t for t in turns if t.right.plan == "end"]
-    return {"valid turns": percent(float(valid(t.reply, t.mode)) for t in turns),
+    turns = [t for e in calls for t in e["turns"]]
+    count = [len(t["say"].split()) for t in turns]
+    grams = [g for t in turns for g in zip(t["say"].split(), t["say"].split()[1:])]
+    facts = [(row, len(e["turns"])) for e in calls for row in e["told"] if row["known"]]
+    ended, due = [t for t in turns if t["act"] == "end"], [t for t in turns if t["end"]]
+    return {"valid turns": percent(float(t["valid"]) for t in turns),
             "distinct bigrams": [100 * len(set(grams)) / max(len(grams), 1), math.nan],
             "words a turn": list(rewards.mean_ci(count)),
             "short turns (< 5 words)": percent(float(n < 5) for n in count),
-            "polite turns": percent(float(bool(re.search(r"\b(please|thank|sorry)", t.reply.say.lower())))
-                                    for t in turns),
+            "polite turns": percent(float(bool(re.search(r"\b(please|thank|sorry)", t["say"]))) for t in turns),
             "facts told in the first half": percent(float(row["turn"] < n / 2) for row, n in facts),
             "facts told unasked": percent(float(not row["asked"]) for row, _ in facts),
-            "persona consistency": percent(t.scores["consistency"] for t in turns),
-            "ending precision": percent(float(t.right.plan == "end") for t in ended),
-            "ending recall": percent(float(t.act == "end") for t in due),
-            "leaks": percent(float("leak" in t.faults) for t in turns),
-            "inventions": percent(float(any(r["turn"] == i and not r["known"] for r in ledger(e))) for e in calls
-                                  for i in range(len(e.log)))}
+            "persona consistency": percent(t["scores"]["consistency"] for t in turns),
+            "ending precision": percent(float(t["end"]) for t in ended),
+            "ending recall": percent(float(t["act"] == "end") for t in due),
+            "leaks": percent(float("leak" in t["faults"]) for t in turns),
+            "inventions": percent(float(any(r["turn"] == i and not r["known"] for r in e["told"]))
+                                  for e in calls for i in range(len(e["turns"])))}
 
 
-def evaluate(s: Settings, policy, mode: str) -> dict:
+def evaluate(s: Settings, policy) -> dict:
     """Held-out SOPs and facts.  policy: a grpo.Engine, or a slip for the teacher.  Touches no other random state."""
     sops, personas = tables(s)
-    todo = [CallEnv(make_task(kind, i, "test", sops, personas), mode, judge=judge_of(s.eval_judge), long=s.long)
-            for kind, n in (("trap", 11 * s.eval_traps), ("twin", 11 * s.eval_traps), ("call", s.eval_calls))
-            for i in range(n)]
+    kinds = [(kind, i) for kind, n in (("trap", 11 * s.eval_traps), ("twin", 11 * s.eval_traps), ("call", s.eval_calls))
+             for i in range(n)][grpo.rank()::grpo.world()]
+    todo = [CallEnv(make_task(kind, i, "test", sops, personas), s.mode, judge=judge_of(s.eval_judge), long=s.long)
+            for kind, i in kinds]
     if isinstance(policy, grpo.Engine):
-        grpo.rollout(policy, todo, seeds=[(s.seed, 1, i) for i in range(len(todo))], temperature=s.eval_temperature
-                     or 1.0,
-                     greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        seeds = [(s.seed, 1, zlib.crc32(env.task["id"].encode())) for env in todo]
+        grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0,
+                     max_new_tokens=s.max_new_tokens)
     else:
-        for i, env in enumerate(todo):
-            demonstration(env, random.Random(f"{s.seed}/eval/{i}"), policy)
-    by = {k: [e for e in todo if e.task["kind"] == k and e.log] for k in ("trap", "twin", "call")}
+        for env in todo:
+            demonstration(env, random.Random(f"{s.seed}/eval/{env.task['id']}"), policy)
+    played = [e for part in grpo.gather([record(env) for env in todo if env.log]) for e in part]
+    by = {k: [e for e in played if e["kind"] == k] for k in ("trap", "twin", "call")}
     return {"session": session_table(by["call"]), "adversarial": adversarial_table(by["trap"], by["twin"]),
-            "fidelity": fidelity(by["call"]), "mode": mode, "judge": s.eval_judge or "rules"}
+            "fidelity": fidelity(by["call"]), "mode": s.mode, "judge": s.eval_judge or "rules"}
 
 
 def print_tables(evals: dict) -> None:
@@ -1050,6 +1055,7 @@ class Recorder(envs.ScriptedUser):
         return super().answer(queries)
 
 
+@lru_cache
 def gym_lines(episodes: int = 40) -> list[str]:
     recorder = Recorder()
     for gym in envs.GYMS:
@@ -1065,41 +1071,44 @@ class Settings:
     name: str = ""                  # run folder under runs/; empty: the command's name, numbered if it exists
     resume: bool = False            # go on with runs/<name> where its last checkpoint left it
     seed: int = 0
+    workers: int = 2                # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"             # "tiny" (made here, from scratch), or a checkpoint folder or name; "teacher" (eval)
     device: str = ""                # empty: cuda if there is one, else cpu
     mode: str = "full"              # full | no_reasoning | static (no dynamic profile)
+    baselines: str = "no_reasoning"  # demo: modes that get the same SFT, for comparison: "no_reasoning,static"
     long: bool = False              # explain the format in the prompt: for models that were not trained on it
     personas: str = ""              # a JSON file of personas; empty: drawn from the tables here
     sops: str = ""                  # a JSON file of SOPs
     judge: str = ""                 # training judge, "model" or "model@http://server/v1"; empty: the rules
     eval_judge: str = ""            # evaluation judge: never the training judge
     teacher: str = ""               # a language model as the teacher, in the same form
-    micro_tokens: int = 4096
+    micro_tokens: int = 2048        # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
     # the tiny model
     vocab_size: int = 2048
     hidden: int = 128
     layers: int = 2
-    # SFT on the scripted teacher
-    demos: int = 6000               # single turns; whole calls are an eighth as many
+    # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 2000
-    sft_tokens: int = 1200          # per optimiser step
-    sft_lr: float = 8e-3
-    muon: float = 2.5
-    init: float = 0.02
+    sft_steps: int = 800
+    sft_tokens: int = 5000          # of demonstrations, per optimiser step
+    sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
+    muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
     reading: float = 0.25           # share of the SFT steps in which a tiny model only reads drills
+    drills: int = 32                # per optimiser step, a third of it once it imitates
     # GRPO
-    steps: int = 30
+    steps: int = 40
     tasks: int = 16                 # per step
     calls: float = 0.125            # share of whole calls; the rest are single turns, two of three with a claim
     group: int = 8
-    lr: float = 3e-4
+    lr: float = 2.5e-4              # for the tiny model; a real checkpoint wants 1e-6
+    rl_muon: float = 10.0           # as in userrl.py, for models below ten million parameters
+    gain: float = 300.0
     temperature: float = 1.0
     mix: str = "sum"                # sum (the paper) | per_component: each reward normalised in its group first
     drop: str = ""                  # a reward component to leave out
     clip_high: float = 0.2
     # generation, evaluation
-    rows: int = 128
+    rows: int = 96
     context: int = 2048
     max_new_tokens: int = 160
     eval_traps: int = 20            # per trap type, and as many twins
@@ -1113,17 +1122,18 @@ class Settings:
         for key, allowed in {"mode": MODES, "mix": ("sum", "per_component"), "drop": ("", *COMPONENTS)}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        least = {"group": 2, "temperature": 1e-3, "eval_temperature": 0, "sft_tokens": 1, "tasks": 1, "rows": 1,
-                 "demos": 8, "context": 64,
-                 "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
+        if unknown := set(self.baselines.split(",")) - {*MODES, ""}:
+            raise ValueError(f"--baselines are some of {', '.join(MODES)}, not {unknown.pop()!r}")
+        least = {"group": 2, "workers": 1, "temperature": 1e-3, "eval_temperature": 0, "sft_tokens": 1, "tasks": 1, "rows": 1,
+                 "context": 64, "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
                  "eval_calls": 1, "layers": 1}
         for key, value in dataclasses.asdict(self).items():
             if isinstance(value, (int, float)) and not value >= least.get(key, 0):
                 raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
         if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
             raise ValueError(f"--name is a plain folder name, not {self.name!r}")
-        if self.slip > 1 or self.calls > 1:
-            raise ValueError("--slip and --calls are shares, at most 1")
+        if self.slip > 1 or self.calls > 1 or self.reading >= 1:
+            raise ValueError("--slip, --calls and --reading are shares")
         if self.judge and self.judge == self.eval_judge:
             raise ValueError("--eval_judge must not be the judge used in training")
         try:
@@ -1150,97 +1160,32 @@ def judge_of(address: str):
     return Judge(remote(address)) if address else None
 
 
-def demonstrations(s: Settings, mode: str) -> tuple[list, list]:
-    """(single turns, whole calls) of the teacher, as chat messages."""
+LESSONS = "call trap twin other trap twin other other note".split()      # what is demonstrated, in turn
+
+
+def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
+    """One demonstration of the teacher as chat messages; whole calls only if asked for."""
     (sops, personas), ask = tables(s), remote(s.teacher) if s.teacher else None
-    lines, turns, calls = gym_lines(), [], []
-    for i in range(s.demos + s.demos // 8):
-        rng, kind = random.Random(f"{s.seed}/demo/{i}"), "trap twin other trap twin other other note".split()[i % 8]
-        task = note_task(rng.choice(lines), make_persona(rng), i) if kind == "note" else \
-            make_task("call" if i >= s.demos else kind, i, "train", sops, personas)
-        env = CallEnv(task, mode, long=s.long)
-        (calls if i >= s.demos else turns).append(demonstration(env, rng, s.slip, ask))
-    return turns, calls
+    rng, kind = random.Random(f"{s.seed}/demo/{number}"), LESSONS[number % len(LESSONS)]
+    kind = "other" if kind == "call" and not whole else kind
+    task = note_task(rng.choice(gym_lines()), make_persona(rng), number) if kind == "note" else \
+        make_task(kind, number, "train", sops, personas)
+    return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, ask)
 
 
-class Stop(Exception):
-    """The user pressed Ctrl-C; the step that ran is finished."""
+def lesson(s: Settings, tokenizer, step: int, number: int) -> tuple[list, int]:
+    """This process's trajectories of an SFT step, and the number of its next demonstration.
 
-
-class Run:
-    """The run folder: config, metrics (no clock in them), times, evaluations, samples, one checkpoint a phase."""
-
-    def __init__(self, s: Settings, command: str):
-        self.command = command
-        name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
-                              if not Path("runs", n).exists())
-        self.s, self.path = s, Path("runs") / name
-        if s.resume:
-            saved = self.read("config.json")
-            if saved.pop("command", None) != command:
-                raise ValueError(f"nothing to resume: {self.path} holds no run of '{command}'")
-            names = {f.name: f.default for f in dataclasses.fields(Settings)}
-            if set(saved) != set(names):
-                raise ValueError(f"{self.path / 'config.json'} was written by another version")
-            if changed := [k for k in names if k not in ("name", "resume")
-                           and getattr(s, k) not in (names[k], saved[k])]:
-                raise ValueError(f"a resumed run keeps its settings: --{changed[0]} was {saved[changed[0]]!r} when it began")
-            self.s = Settings(**{**saved, "name": name, "resume": True})
-        elif (self.path / "config.json").exists():
-            raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write("config.json", {"command": command, **dataclasses.asdict(s)})
-        self.evals = self.read("eval.json")
-
-    def read(self, file: str) -> dict:
-        try:
-            data = json.loads((self.path / file).read_text())
-            return data if isinstance(data, dict) else {}
-        except (OSError, ValueError):
-            return {}
-
-    def write(self, file: str, data) -> None:
-        part = self.path / (file + ".part")                             # a killed run never leaves half a JSON file
-        part.write_text(json.dumps(data, indent=1))
-        part.replace(self.path / file)
-
-    def log(self, file: str, row: dict) -> None:
-        with open(self.path / file, "a") as f:
-            f.write(json.dumps(row) + "\n")
-
-    def rewind(self, phase: str, step: int) -> None:
-        """Drop log lines of this phase beyond `step`, and what a kill cut short: they will be written again."""
-        for file in ("metrics.jsonl", "times.jsonl", "samples.jsonl"):
-            kept = []
-            for line in (self.path / file).read_text().splitlines() if (self.path / file).exists() else []:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if row["phase"] != phase or row["step"] <= step:
-                    kept.append(line + "\n")
-            (self.path / file).write_text("".join(kept))
-
-    def finish_step(self, phase: str, step: int, last: int, *learner) -> None:
-        if step % self.s.save_every == 0 or step == last or interrupted:
-            grpo.save_checkpoint(self.path / phase, *learner, {"phase": phase, "step": step, "mode": self.mode})
-        if interrupted:
-            raise Stop
-
-    def evaluate(self, label: str, policy, mode: str) -> None:
-        if label not in self.evals:
-            self.evals[label] = evaluate(self.s, policy, mode)
-            self.write("eval.json", self.evals)
-        e = self.evals[label]
-        print(f"-- {label}: valid {e['fidelity']['valid turns'][0]:.1f} %, strategy on traps {e['adversarial']['Strategy'][0]:.1f}, on twins "
-              f"{e['adversarial']['Twins'][0]:.1f}, session total {e['session']['Total'][0]:.1f}", flush=True)
-        if interrupted:
-            raise Stop
-
-
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    A model made from scratch begins with drills, then come single turns, and whole calls in the second half.
+    """
+    tiny, used, share = s.model == "tiny", 0, slice(grpo.rank(), None, grpo.world())
+    progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # below 0: it only reads
+    drills = range(s.drills if progress <= 0 else s.drills // 3)[share] if tiny else []
+    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}")) for i in drills]
+    while progress > 0 and used < s.sft_tokens / grpo.world():
+        batch.append(grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)))
+        number, used = number + grpo.world(), used + len(batch[-1].ids)
+    return batch, number
 
 
 def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
@@ -1285,178 +1230,157 @@ def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
     return out
 
 
-def train_sft(run: Run, phase: str, model, tokenizer, optimizer, first: int) -> None:
-    """Imitate the teacher: single turns first, whole calls joining in the second half."""
-    s, start = run.s, time.time()
-    turns, calls = demonstrations(s, run.mode)
-    rng = np.random.default_rng((s.seed, 2))
-    order, at = [rng.permutation(len(x)) for x in (turns, calls)], [0, 0]
-    for step in range(1, s.sft_steps + 1):
-        progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if s.model == "tiny" else 1.0       # below 0: it only reads
-        batch, used = [], 0
-        while progress > 0 and used < s.sft_tokens:
-            whole = int(progress > .5 and used > s.sft_tokens / 2 and len(calls) > 0)
-            talk = (turns, calls)[whole][order[whole][at[whole] % len(order[whole])]]
-            at[whole] += 1
-            used += sum(len(m["content"].split()) for m in talk) * 3 // 2        # about its tokens
-            batch.append(talk)
-        if step <= first:
-            continue                                                    # resumed: the cursors had to catch up
-        began = time.time()
-        batch = [grpo.demo_trajectory(tokenizer, talk) for talk in batch]
-        if s.model == "tiny":
-            batch += [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"))
-                      for i in range(12 if progress <= 0 else 4)]
-        m = grpo.sft_step(model, optimizer, batch,
-                          lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
-                          micro_tokens=s.micro_tokens)
-        run.log("metrics.jsonl", {"phase": phase, "step": step, **m})
-        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began})
-        if step % 100 == 0 or step == s.sft_steps:
-            left = (time.time() - start) / (step - first) * (s.sft_steps - step)
-            print(f"{phase} {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f} grad {m['grad_norm']:5.2f} | {time.time() - began:5.2f} s "
-                  f"| {clock(left)} left", flush=True)
-        run.finish_step(phase, step, s.sft_steps, model, tokenizer, optimizer)
-
-
-def collect(s: Settings, mode: str, engine, step: int, times: dict):
-    """The rollouts of one step: (trajectories, advantages, environments, share of groups without a signal)."""
+def collect(s: Settings, engine, step: int, times: dict):
+    """This process's rollouts of a step: (trajectories, advantages, environments); tasks are dealt out whole."""
     weights = {k: w for k, w in WEIGHTS.items() if k != s.drop}
     (sops, personas), judge, todo, groups = tables(s), judge_of(s.judge), [], []
-    whole = round(s.calls * s.tasks)
-    for i in range(s.tasks):
-        kind = "call" if i < whole else ("trap", "twin", "other")[i % 3]
-        task = make_task(kind, 1_000_000 + s.seed * 100_000 + (step - 1) * s.tasks + i, "train", sops, personas)
-        todo += [CallEnv(task, mode, weights, judge, s.long) for _ in range(s.group)]
+    for i in range(s.tasks)[grpo.rank()::grpo.world()]:
+        kind = "call" if i < round(s.calls * s.tasks) else ("trap", "twin", "other")[i % 3]
+        number = 10**6 * (1 + s.seed) + (step - 1) * s.tasks + i             # after all that was demonstrated
+        task = make_task(kind, number, "train", sops, personas)
+        todo += [CallEnv(task, s.mode, weights, judge, s.long) for _ in range(s.group)]
         groups += [i] * s.group
-    talks = grpo.rollout(engine, todo, groups=groups, seeds=[(s.seed, 3, step, i) for i in range(len(todo))],
-                         temperature=s.temperature,
-                         max_new_tokens=s.max_new_tokens, clock=times)
+    talks = grpo.rollout(engine, todo, groups=groups, temperature=s.temperature, max_new_tokens=s.max_new_tokens, clock=times,
+                         seeds=[(s.seed, 3, step, g, i % s.group) for i, g in enumerate(groups)])
     played = [(t, e) for t, e in zip(talks, todo) if t.turn_rewards and t.status != "user_error"]
     talks, todo = [t for t, _ in played], [e for _, e in played]
     groups, turn_rewards = [t.group for t in talks], [t.turn_rewards for t in talks]
     if s.mix == "per_component":
         means = {c: [float(np.mean([t.scores[c] for t in e.log])) for e in todo] for c in weights}
         z = rewards.group_advantages(rewards.mix_rewards(means, weights, groups, "per_component"), groups)
-        advantages = [[a] * len(r) for a, r in zip(z, turn_rewards)]
-    else:
-        advantages = rewards.turn_advantages(turn_rewards, [t.tokens for t in talks], groups, "naive", "mean", "shift")
-    keep, counts = rewards.signal_groups([float(np.mean(r)) for r in turn_rewards], groups)
-    return talks, advantages, todo, 1 - counts["signal"] / max(counts["groups"], 1)
+        return talks, [[a] * len(r) for a, r in zip(z, turn_rewards)], todo
+    return talks, rewards.turn_advantages(turn_rewards, [t.tokens for t in talks], groups, "naive", "mean", "shift",
+                                          normalize="center"), todo
 
 
-def train_rl(run: Run, phase: str, model, tokenizer, optimizer, first: int) -> None:
+def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int) -> None:
+    """Multi-reward GRPO; prints every component, and the strategy on traps and twins apart."""
     s, start = run.s, time.time()
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
-        talks, advantages, played, dead = collect(s, run.mode, engine, step, times)
+        talks, advantages, played = collect(s, engine, step, times)
         rolled = time.time() - began
-        m = grpo.grpo_step(model, optimizer, talks, advantages, lr=grpo.lr_schedule(step - 1, s.steps, s.lr,
-                                                                                    kind="constant"),
-                           temperature=s.temperature, clip_high=s.clip_high,
-                           micro_tokens=s.micro_tokens) if talks else {}
-        turns = [t for e in played for t in e.log]
-        part = {c: float(np.mean([t.scores[c] for t in turns])) for c in COMPONENTS}
-        of = lambda kind: float(np.mean([t.scores["strategy"] for t in turns if t.task["kind"] == kind] or [math.nan]))
-        row = {"phase": phase, "step": step, "reward": float(np.mean([np.mean(t.turn_rewards) for t in talks])),
-               "dead": dead, **part,
-               "traps": of("trap"), "twins": of("twin"), **m}
+        m = grpo.grpo_step(model, optimizer, talks, advantages, lr=grpo.lr_schedule(step - 1, s.steps, s.lr),
+                           temperature=s.temperature, clip_high=s.clip_high, micro_tokens=s.micro_tokens)
+        mine = [(env.task["kind"], t.scores) for env in played for t in env.log]
+        every = [x for part in grpo.gather(mine) for x in part]
+        mean = lambda name, kind="": float(np.mean([x[name] for k, x in every if kind in k] or [0.0]))
+        part = {c: mean(c) for c in COMPONENTS}
+        row = {"phase": "rl", "step": step, "reward": sum(w * part[c] for c, w in WEIGHTS.items() if c != s.drop),
+               **part, "traps": mean("strategy", "trap"), "twins": mean("strategy", "twin"), **m}
         run.log("metrics.jsonl", row)
-        run.log("times.jsonl", {"phase": phase, "step": step, "seconds": time.time() - began, "rollout": rolled,
-                                **times})
+        gb = userrl.peak_gb()
+        run.log("times.jsonl", {"phase": "rl", "step": step, "seconds": time.time() - began, "rollout": rolled, "gb": gb, **times})
         left = (time.time() - start) / (step - first) * (s.steps - step)
-        print(f"{phase} {step:4d}/{s.steps} | reward {row['reward']:5.3f} (" + " ".join(f"{c[:5]} {x:4.2f}" for c,
-                                                                                        x in part.items()) +
-              f") traps {row['traps']:4.2f} twins {row['twins']:4.2f} | dead {100 * dead:3.0f}% kl {m.get('kl', 0):7.1e} grad "
-              f"{m.get('grad_norm', 0):4.2f} ent {m.get('entropy', 0):4.2f} | {time.time() - began:4.1f} s | {clock(left)} left", flush=True)
-        if step % s.sample_every == 0 or step == 1:
+        print(f"rl {step:4d}/{s.steps} | reward {row['reward']:5.3f} (" + " ".join(f"{c[:5]} {x:4.2f}" for c, x in part.items()) +
+              f") traps {row['traps']:4.2f} twins {row['twins']:4.2f} | kl {m['kl']:7.1e} grad {m['grad_norm']:4.2f} "
+              f"ent {m['entropy']:4.2f} | {time.time() - began:4.1f} s | {userrl.clock(left)} left", flush=True)
+        if talks and (step % s.sample_every == 0 or step == 1):
             i = step % len(talks)
-            run.log("samples.jsonl", {"phase": phase, "step": step, "messages": talks[i].messages,
-                                      "rewards": talks[i].turn_rewards,
+            run.log("samples.jsonl", {"phase": "rl", "step": step, "messages": talks[i].messages, "rewards": talks[i].turn_rewards,
                                       "advantages": advantages[i], "scores": [t.scores for t in played[i].log]})
             print(f"   | agent {played[i].log[0].agent}\n   | user  {played[i].log[0].reply.say}", flush=True)
-        run.finish_step(phase, step, s.steps, model, tokenizer, optimizer)
+        run.finish_step(step, s.steps, "rl", model, tokenizer, optimizer, mode=s.mode)
 
 
-def learn(run: Run, phase: str, mode: str, source=None, rl: bool = False) -> None:
-    """One phase: from `source` (a checkpoint; None: a model made here, or --model) to runs/<name>/<phase>."""
-    s, folder, run.mode = run.s, run.path / phase, mode
-    state = {"step": 0}
-    if s.resume and grpo.complete_checkpoint(str(folder)):
-        model, tokenizer, optimizer, state = grpo.load_checkpoint(folder, s.device or None)
+def measure(run: userrl.Run, label: str, policy) -> None:
+    e = run.evaluate(label, lambda: evaluate(run.s, policy))
+    print(f"-- {label}: valid {e['fidelity']['valid turns'][0]:.1f} %, strategy on traps {e['adversarial']['Strategy'][0]:.1f}, on twins "
+          f"{e['adversarial']['Twins'][0]:.1f}, session total {e['session']['Total'][0]:.1f}", flush=True)
+
+
+def learn(run: userrl.Run, phases: tuple[str, ...]) -> None:
+    """Run the phases ("sft", "rl") one after the other, evaluating before and after; go on from a checkpoint if asked."""
+    s, folder = run.s, run.path / "checkpoint"
+    resumed = s.resume and grpo.complete_checkpoint(str(folder))
+    if resumed:
+        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(folder, s.device or None)
+    elif s.model == "tiny":
+        talks = [example(dataclasses.replace(s, mode="full", teacher=""), number) for number in range(1800)]
+        model, tokenizer = grpo.tiny_policy([m["content"] for talk in talks for m in talk], vocab_size=s.vocab_size,
+                                            hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
+        model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
-        if source or s.model != "tiny":
-            model, tokenizer = grpo.load_policy(source or s.model, s.device or None)
+        model, tokenizer = grpo.load_policy(s.model, s.device or None)
+    run.rewind()
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    if not resumed:
+        measure(run, "base" if "sft" in phases else "start", engine)
+    for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
+        first = run.state["step"] if resumed and phase == run.state["phase"] else 0
+        if not first:
+            factors = {"sft": {"muon": s.muon}, "rl": {"muon": s.rl_muon, "gain": s.gain}}[phase]
+            small = sum(p.numel() for p in model.parameters()) < 10_000_000
+            optimizer = grpo.make_optimizer(model, s.lr, **factors if small else {})
+        if phase == "rl":
+            train_rl(run, model, tokenizer, optimizer, first)
         else:
-            turns, calls = demonstrations(dataclasses.replace(s, demos=min(s.demos, 1600), teacher=""), "full")
-            model, tokenizer = grpo.tiny_policy([m["content"] for talk in turns + calls for m in talk],
-                                                vocab_size=s.vocab_size,
-                                                hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
-                                                init=s.init, seed=s.seed)
-            model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if phase == "sft" or s.model != "tiny":
-            run.evaluate("base", grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), mode)
-        optimizer = grpo.make_optimizer(model, s.lr, muon=0.0 if rl or s.model != "tiny" else s.muon)
-    run.rewind(phase, state["step"])
-    if state["step"] < (s.steps if rl else s.sft_steps):
-        (train_rl if rl else train_sft)(run, phase, model, tokenizer, optimizer, state["step"])
-    label = {"sft": "SFT", "checkpoint": "RL" if rl else "SFT"}.get(phase, phase)
-    run.evaluate(label, grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), mode)
+            userrl.train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, *at))
+        measure(run, {"sft": "SFT", "rl": "RL"}[phase], engine)
 
 
 # ---------------------------------------------------------------------------------------------- commands
 
-def in_run(s: Settings, command: str, phases) -> None:
-    run, began = Run(s, command), time.time()
+def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> None:
+    """One policy in runs/<name>, and a baseline in a folder there for each other mode; prints all tables side by side."""
+    began = time.time()
+    userrl.with_workers(s, command, __file__)
+    run = userrl.Run(s, command)
     print(f"run folder {run.path}", flush=True)
+    evals = {}
     try:
-        for phase in phases(run):
-            learn(run, *phase)
-        run.evaluate("teacher", run.s.slip, "full")
-    except Stop:
+        learn(run, phases)
+        for mode in baselines:
+            print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
+            again = run.s.resume and (run.path / mode / "config.json").exists()
+            part = userrl.Run(dataclasses.replace(run.s, name=run.path.name, mode=mode, resume=again), command, mode)
+            learn(part, ("sft",))
+            evals[mode.replace("_", " ")] = part.evals["SFT"]
+        measure(run, "teacher", s.slip)
+    except userrl.Stop:
         print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.path.name} --resume=True")
         raise
-    print_tables(run.evals)
-    print(f"{clock(time.time() - began)} minutes; everything is in {run.path}/\n"
+    print_tables({**{k: v for k, v in run.evals.items() if k != "teacher"}, **evals, "teacher": run.evals["teacher"]})
+    print(f"{userrl.clock(time.time() - began)} minutes, {userrl.peak_gb():.2f} GB at most; everything is in {run.path}/\n"
           f"talk to it:  python userlm_r1.py chat --model={run.path}/checkpoint")
 
 
 def demo(s: Settings) -> None:
-    """SFT, RL, and two baselines on the same demonstrations: without reasoning, without a dynamic profile."""
-    in_run(s, "demo", lambda run: [("sft", "full"), ("checkpoint", "full", str(run.path / "sft"), True),
-                                   ("no reasoning", "no_reasoning"), ("static only", "static")])
+    """SFT and RL, and beside them SFT without reasoning."""
+    start(s, "demo", ("sft", "rl"), [mode for mode in s.baselines.split(",") if mode])
 
 
 def sft(s: Settings) -> None:
-    in_run(s, "sft", lambda run: [("checkpoint", s.mode)])
+    start(s, "sft", ("sft",))
 
 
 def train(s: Settings) -> None:
     if s.model == "tiny" and not s.resume:
         raise ValueError("train needs --model=<checkpoint folder>; the demo and sft make one")
-    in_run(s, "train", lambda run: [("checkpoint", run.s.mode, None, True)])
+    start(s, "train", ("rl",))
 
 
 def load(s: Settings):
-    """(model, tokenizer, the mode it was trained in)."""
+    """(model, tokenizer), and the settings with the mode it was trained in."""
     model, tokenizer = grpo.load_policy(s.model, s.device or None)
     try:
-        mode = json.loads((Path(s.model) / grpo.MARKER).read_text())["state"]["mode"]
+        mode = json.loads((Path(s.model).parent / "config.json").read_text())["mode"]
     except (OSError, ValueError, KeyError, TypeError):
         mode = s.mode
-    return model, tokenizer, mode
+    return model, tokenizer, dataclasses.replace(s, mode=mode)
 
 
 def eval_(s: Settings) -> None:
     if s.model == "tiny":
         raise ValueError("eval needs --model=<checkpoint folder> (or --model=teacher)")
-    policy, mode = s.slip, s.mode
+    policy = s.slip
     if s.model != "teacher":
-        model, tokenizer, mode = load(s)
+        model, tokenizer, s = load(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-    run = Run(s, "eval")
-    run.evaluate(Path(s.model).name, policy, mode)
+    userrl.with_workers(s, "eval", __file__)
+    run = userrl.Run(s, "eval")
+    measure(run, Path(s.model).name, policy)
     print_tables(run.evals)
 
 
@@ -1485,8 +1409,8 @@ def chat(s: Settings) -> None:
     """You are the agent.  "?" shows the user's thought and profile, an empty line ends the call."""
     if s.model == "tiny":
         raise ValueError("chat needs --model=<checkpoint folder>")
-    model, tokenizer, mode = load(s)
-    env = CallEnv(make_task("call", s.index, "test", *tables(s)), mode, long=s.long)
+    model, tokenizer, s = load(s)
+    env = CallEnv(make_task("call", s.index, "test", *tables(s)), s.mode, long=s.long)
     print(f"You are the {env.task['sop'].desk}; a caller comes about \"{env.task['sop'].case}\". You might begin: {env.reset() and env.agent}")
     grpo.rollout(grpo.Engine(model, tokenizer, rows=1, max_len=s.context), [Desk(env)], seeds=[(s.seed, s.index)],
                  temperature=s.temperature, max_new_tokens=s.max_new_tokens)
@@ -1505,57 +1429,10 @@ def profile(s: Settings) -> None:
 
 
 COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "chat": chat, "profile": profile}
-interrupted = False
-
-
-def on_interrupt(*_) -> None:
-    global interrupted
-    if interrupted:
-        raise KeyboardInterrupt
-    interrupted = True
-    print("\nCtrl-C: finishing this step, then saving (once more to stop at once)", flush=True)
-
-
-def parse(argv: list[str]) -> tuple[str, Settings]:
-    """("demo", settings) from ["demo", "--key=value", …]; ValueError with one clear line for anything else."""
-    command = argv[0] if argv and not argv[0].startswith("-") else "demo"
-    if command not in COMMANDS:
-        raise ValueError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
-    types, values = {f.name: type(f.default) for f in dataclasses.fields(Settings)}, {}
-    for item in argv[1 if argv and argv[0] == command else 0:]:
-        key, equals, value = item.removeprefix("--").partition("=")
-        if not item.startswith("--") or not equals:
-            raise ValueError(f"cannot read {item!r}; settings look like --key=value")
-        if key not in types:
-            close = difflib.get_close_matches(key, types, 1)
-            raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
-        try:
-            values[key] = {"true": True, "false": False}[value.lower()] if types[key] is bool else types[key](value)
-        except (ValueError, KeyError):
-            raise ValueError(f"--{key} takes {types[key].__name__}, not {value!r}") from None
-    settings = Settings(**values)
-    settings.check()
-    return command, settings
 
 
 def main(argv: list[str]) -> int:
-    if argv and argv[0] in ("-h", "--help", "help"):
-        print(__doc__)
-        return 0
-    try:
-        command, s = parse(argv)
-        if command not in ("chat", "profile"):
-            signal.signal(signal.SIGINT, on_interrupt)
-        COMMANDS[command](s)
-        return 0
-    except Stop:
-        return 130
-    except (KeyboardInterrupt, EOFError):
-        print("\nstopped")
-        return 130
-    except (ValueError, OSError) as error:                              # PolicyError is a ValueError
-        print(f"userlm_r1.py: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+    return userrl.main(argv, __doc__, Settings, COMMANDS, "userlm_r1.py")
 
 
 if __name__ == "__main__":

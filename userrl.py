@@ -57,7 +57,7 @@ class Settings:
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
     slip: float = 0.2               # how careless: probability of a poor move
-    sft_steps: int = 1150
+    sft_steps: int = 1100
     sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
     sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
@@ -65,7 +65,7 @@ class Settings:
     reading: float = 0.3            # share of the SFT steps that only read
     facts: int = 16                 # lines of text per optimiser step, half as many once it imitates
     # GRPO
-    steps: int = 72
+    steps: int = 56
     tasks: int = 16                 # tasks per step
     mixture: str = "signal"         # whose: the gyms in turn ("equal"), or more from those whose rollouts differ ("signal")
     group: int = 8                  # rollouts per task
@@ -84,7 +84,7 @@ class Settings:
     k: float = 2.0
     clip_low: float = 0.2
     clip_high: float = 0.2
-    kl: float = 0.0                 # weight of the k3 KL to the policy RL started from
+    kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
     ratio: str = "token"            # token | sequence (GSPO)
     aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
     resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
@@ -300,13 +300,14 @@ def print_userbench(table: dict[str, dict]) -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 class Run:
-    """The run folder: what was set, what was measured, where to go on."""
+    """The run folder: what was set, what was measured, where to go on.  s: this file's Settings, or another dataclass
+    with `name`, `resume` and `check`; part: a folder in the run folder, for a run of several policies."""
 
-    def __init__(self, s: Settings, command: str):
+    def __init__(self, s, command: str, part: str = ""):
         self.s, self.command = s, command
         name = s.name or next(n for i in range(1, 10_000) for n in [command if i == 1 else f"{command}-{i}"]
                               if not (Path("runs") / n).exists())
-        self.path = Path("runs") / grpo.gather(name)[0]
+        self.path = Path("runs") / grpo.gather(name)[0] / part
         self.state, self.writes = {"phase": "", "step": 0}, grpo.rank() == 0
         if s.resume:
             self._resume()
@@ -326,14 +327,14 @@ class Run:
         if saved.pop("command", None) != self.command:
             raise ValueError(f"{self.path} was not started by '{self.command}'")
         try:
-            saved = Settings(**saved)
+            saved = type(self.s)(**saved)
             saved.check()
         except TypeError:
             raise ValueError(f"{self.path / 'config.json'} was written by another version") from None
-        if changed := [f.name for f in dataclasses.fields(Settings) if f.name not in ("name", "resume")
+        if changed := [f.name for f in dataclasses.fields(saved) if f.name not in ("name", "resume")
                        and getattr(self.s, f.name) not in (f.default, getattr(saved, f.name))]:
             raise ValueError(f"a resumed run keeps its settings: --{changed[0]} was {getattr(saved, changed[0])!r} when it began")
-        self.s = dataclasses.replace(saved, name=self.path.name, resume=True)
+        self.s = dataclasses.replace(saved, name=self.s.name, resume=True)
 
     def read(self, file: str, default):
         try:
@@ -384,14 +385,21 @@ class Run:
                 grpo.sync(self.path / file)
         grpo.save_checkpoint(self.path / "checkpoint", model, tokenizer, optimizer, state)
 
-    def evaluate(self, label: str, policy, user) -> None:
-        if label not in self.evals:                     # an untrained model rambles to every limit: an eighth will do
-            tasks = -(-self.s.eval_tasks // 8) if label == "untrained" else self.s.eval_tasks
-            self.evals[label] = evaluate(self.s, policy, user, tasks)
+    def evaluate(self, label: str, measure) -> dict:
+        """What measure() gives, kept in eval.json, so that a resumed run does not measure twice."""
+        if label not in self.evals:
+            self.evals[label] = measure()
             self.write("eval.json", self.evals)
         check_interrupt()
-        macro = self.evals[label]["macro"]
-        print(f"-- {label}: macro-average return {macro['return']:.3f} ± {macro['ci95']:.3f} on held-out tasks", flush=True)
+        return self.evals[label]
+
+    def finish_step(self, step: int, last: int, phase: str, *learner, **state) -> None:
+        """Checkpoint when it is time, and before an interrupt takes effect."""
+        global interrupted
+        interrupted = bool(grpo.summed([interrupted])[0])               # only the first process hears Ctrl-C
+        if step % self.s.save_every == 0 or step == last or interrupted:
+            self.save(*learner, phase=phase, step=step, **state)
+        check_interrupt()
 
 
 def peak_gb() -> float:
@@ -403,24 +411,30 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def train_sft(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
-    """The cold start: next-token prediction on what the demonstrator said, each time on a new task.
+def lesson(s: Settings, tokenizer, user, step: int, number: int) -> tuple[list, int]:
+    """This process's trajectories of an SFT step, and the number of its next demonstration: each is of a new task.
 
     A model made from scratch first reads plain text, and then meets the demonstrations cut short, one turn at first
     and whole only towards the end: attention learns to copy from a request in 100 tokens much sooner than in 600.
     """
-    s, start, tiny = run.s, time.time(), run.s.model == "tiny"
+    tiny, used = s.model == "tiny", 0
+    progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # negative: only reading
+    turns = 1 + int(20 * progress**2) if tiny else 10_000
+    lines = reference_text(s, step, s.facts // (1 if progress <= 0 else 2) if tiny else 0)
+    batch = [grpo.text_trajectory(tokenizer, line) for line in lines[grpo.rank()::grpo.world()]]
+    while progress > 0 and used < s.sft_tokens / grpo.world():
+        batch.append(grpo.demo_trajectory(tokenizer, demonstration(s, number, turns, user)))
+        number, used = number + grpo.world(), used + len(batch[-1].ids)
+    return batch, number
+
+
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, draw) -> None:
+    """The cold start: next-token prediction on what a demonstrator said.  draw(step, number) is a `lesson`."""
+    s, start = run.s, time.time()
     number = run.state.get("numbers", range(grpo.world()))[grpo.rank()]    # of this process's next demonstration
     for step in range(first + 1, s.sft_steps + 1):
         began = time.time()
-        progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # negative: only reading
-        turns = 1 + int(20 * progress**2) if tiny else 10_000
-        lines = reference_text(s, step, s.facts // (1 if progress <= 0 else 2) if tiny else 0)
-        batch = [grpo.text_trajectory(tokenizer, line) for line in lines[grpo.rank()::grpo.world()]]
-        used = 0
-        while progress > 0 and used < s.sft_tokens / grpo.world():
-            batch.append(grpo.demo_trajectory(tokenizer, demonstration(s, number, turns, user)))
-            number, used = number + grpo.world(), used + len(batch[-1].ids)
+        batch, number = draw(step, number)
         m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
                           micro_tokens=s.micro_tokens)
         run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
@@ -430,7 +444,7 @@ def train_sft(run: Run, model, tokenizer, optimizer, first: int, user) -> None:
             left = (time.time() - start) / (step - first) * (s.sft_steps - step)
             print(f"sft {step:4d}/{s.sft_steps} | loss {m['loss']:6.3f}  grad {m['grad_norm']:5.2f} | "
                   f"{time.time() - began:5.2f} s  {gb:4.2f} GB | {clock(left)} left", flush=True)
-        finish_step(run, step, s.sft_steps, "sft", model, tokenizer, optimizer, numbers=grpo.gather(number))
+        run.finish_step(step, s.sft_steps, "sft", model, tokenizer, optimizer, numbers=grpo.gather(number))
 
 
 def deal(s: Settings, mixture: dict, tasks: int) -> list[tuple[str, int]]:
@@ -533,16 +547,7 @@ def train_rl(run: Run, model, tokenizer, optimizer, first: int, user, engine) ->
               f"ent {m.get('entropy', 0):4.2f} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | {clock(left)} left", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             show_sample(run, step, talks, advantages)
-        finish_step(run, step, s.steps, "rl", model, tokenizer, optimizer, mixture=mixture)
-
-
-def finish_step(run: Run, step: int, last: int, phase: str, *learner, **state) -> None:
-    """Checkpoint when it is time, and before an interrupt takes effect."""
-    global interrupted
-    interrupted = bool(grpo.summed([interrupted])[0])                   # only the first process hears Ctrl-C
-    if step % run.s.save_every == 0 or step == last or interrupted:
-        run.save(*learner, phase=phase, step=step, **state)
-    check_interrupt()
+        run.finish_step(step, s.steps, "rl", model, tokenizer, optimizer, mixture=mixture)
 
 
 def start_policy(run: Run, model, tokenizer):
@@ -577,10 +582,19 @@ def show_sample(run: Run, step: int, talks, advantages) -> None:
 
 # ---------------------------------------------------------------------------------------------- commands
 
+def measure(run: Run, label: str, policy, user) -> None:
+    """Evaluate a policy, once, and say so."""
+    tasks = run.s.eval_tasks if label != "untrained" else -(-run.s.eval_tasks // 8)      # it rambles to every limit
+    macro = run.evaluate(label, lambda: evaluate(run.s, policy, user, tasks))["macro"]
+    print(f"-- {label}: macro-average return {macro['return']:.3f} ± {macro['ci95']:.3f} on held-out tasks", flush=True)
+
+
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """Run the phases ("sft", "rl") one after the other, evaluating between them; go on from a checkpoint if asked."""
+    if s.model == "expert":
+        raise ValueError("--model=expert is for eval only")
     began = time.time()
-    with_workers(s, command)
+    with_workers(s, command, __file__)
     run = Run(s, command)
     print(f"run folder {run.path}", flush=True)
     try:
@@ -594,7 +608,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
           f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}/checkpoint")
 
 
-def with_workers(s: Settings, command: str) -> None:
+def with_workers(s, command: str, file: str) -> None:
     """Start, or join, the processes that share the work.  A GPU is enough for one process; several need torchrun."""
     try:
         if s.resume:                                                        # a resumed run keeps its settings
@@ -603,7 +617,7 @@ def with_workers(s: Settings, command: str) -> None:
         return                                                              # Run will say what is wrong
     cpu = (s.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
     settings = [f"--{k}={v}" for k, v in dataclasses.asdict(s).items()]
-    team.extend(grpo.join(s.workers if cpu else 1, [__file__, command, *settings]))
+    team.extend(grpo.join(s.workers if cpu else 1, [file, command, *settings]))
 
 
 def learn(run: Run, phases: tuple[str, ...]) -> None:
@@ -625,7 +639,7 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
           f"{', '.join(gym_names(s))}", flush=True)
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     if not resumed:
-        run.evaluate("untrained" if s.model == "tiny" else "start", engine, user)
+        measure(run, "untrained" if s.model == "tiny" else "start", engine, user)
     for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
@@ -635,9 +649,9 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
         if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user, engine)
         else:
-            train_sft(run, model, tokenizer, optimizer, first, user)
-        run.evaluate({"sft": "SFT", "rl": "RL"}[phase], engine, user)
-    run.evaluate("expert", "expert", user)
+            train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, user, *at))
+        measure(run, {"sft": "SFT", "rl": "RL"}[phase], engine, user)
+    measure(run, "expert", "expert", user)
 
 
 def demo(s: Settings) -> None:
@@ -664,9 +678,9 @@ def eval_(s: Settings) -> None:
         policy = grpo.Engine(*grpo.load_policy(s.model, device=s.device or None), rows=s.rows, max_len=s.context)
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
-    with_workers(s, "eval")
+    with_workers(s, "eval", __file__)
     run = Run(s, "eval")
-    run.evaluate(s.model, policy, user)
+    measure(run, s.model, policy, user)
     print_table(run.evals)
     if gym_names(s) == ["travel"]:
         print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
@@ -729,12 +743,15 @@ def on_interrupt(*_) -> None:
     print("\nCtrl-C: finishing this step, then saving (once more to stop at once)", flush=True)
 
 
-def parse(argv: list[str]) -> tuple[str, Settings]:
-    """("demo", settings) from ["demo", "--key=value", …]; ValueError with one clear line for anything else."""
+def parse(argv: list[str], kind: type, commands: dict) -> tuple:
+    """("demo", settings) from ["demo", "--key=value", …]; ValueError with one clear line for anything else.
+
+    kind: the dataclass of the settings, with a `check`.  commands: name -> function of the settings.
+    """
     command = argv[0] if argv and not argv[0].startswith("-") else "demo"
-    if command not in COMMANDS:
-        raise ValueError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
-    types, values = {f.name: type(f.default) for f in dataclasses.fields(Settings)}, {}
+    if command not in commands:
+        raise ValueError(f"unknown command {command!r}; choose from {', '.join(commands)}")
+    types, values = {f.name: type(f.default) for f in dataclasses.fields(kind)}, {}
     for item in argv[1 if argv and argv[0] == command else 0:]:
         key, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or not equals:
@@ -747,22 +764,21 @@ def parse(argv: list[str]) -> tuple[str, Settings]:
             values[key] = {"true": True, "false": False}[value.lower()] if types[key] is bool else types[key](value)
         except (ValueError, KeyError):
             raise ValueError(f"--{key} takes {types[key].__name__}, not {value!r}") from None
-    settings = Settings(**values)
+    settings = kind(**values)
     settings.check()
-    if settings.model == "expert" and command != "eval":
-        raise ValueError("--model=expert is for eval only")
     return command, settings
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], doc: str = __doc__, kind: type = Settings, commands: dict = COMMANDS, file: str = "userrl.py") -> int:
+    """The command line of this file, or of another one with settings and commands of its own.  Returns the exit status."""
     if argv and argv[0] in ("-h", "--help", "help"):
-        print(__doc__)
+        print(doc)
         return 0
     try:
-        command, s = parse(argv)
-        if command != "play":
+        command, s = parse(argv, kind, commands)
+        if command not in ("play", "chat"):
             signal.signal(signal.SIGINT, on_interrupt if grpo.rank() == 0 else signal.SIG_IGN)
-        COMMANDS[command](s)
+        commands[command](s)
         return 0
     except Stop:
         return 130
@@ -770,13 +786,13 @@ def main(argv: list[str]) -> int:
         print("\nstopped")
         return 130
     except (ValueError, OSError) as error:                                  # PolicyError is a ValueError
-        print(f"userrl.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"{file}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if grpo.world() == 1 or "gloo" not in str(error):
             raise
         if grpo.rank() == 0:                                                # the others end silently with the first
-            print("userrl.py: another process of this run died; --resume=True goes on from the last checkpoint", file=sys.stderr)
+            print(f"{file}: another process of this run died; --resume=True goes on from the last checkpoint", file=sys.stderr)
         return 3
     finally:
         grpo.leave(team)

@@ -11,10 +11,11 @@ import envs
 import grpo
 import rewards
 import userlm_r1 as u
+import userrl
 
 PERSONA = u.Persona("Maria", 34, "nurse", "Turin", "ISTJ", "slow", "brief", "patient", "polite", "honestly", "works nights")
-SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--demos=24", "--sft_steps=4", "--sft_tokens=600", "--steps=3", "--tasks=2", "--calls=0.5",
-         "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700"]
+SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--drills=6", "--sft_steps=4", "--sft_tokens=600", "--steps=3", "--tasks=2", "--calls=0.5",
+         "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700", "--workers=1"]
 
 
 def task(*moves, open=("refund", "date"), best=60):
@@ -263,7 +264,7 @@ def test_a_call_by_hand():
         assert over == (i == 6) and env.log[-1].scores["strategy"] == 1.0
     assert (env.deal, env.open) == (60, []) and u.goal_reached(env) == 1.0
     assert [(r["turn"], r["fact"], r["asked"], r["known"]) for r in u.ledger(env)] == [(1, "total", True, True), (2, "deadline", True, True)]
-    f = u.fidelity([env])
+    f = u.fidelity([u.record(env)])
     assert f["ending precision"][0] == f["ending recall"][0] == 100 and f["inventions"][0] == f["leaks"][0] == 0
 
 
@@ -359,7 +360,7 @@ def test_gym_lines_are_one_line_each():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(u, "interrupted", False)
+    monkeypatch.setattr(userrl, "interrupted", False)
     yield tmp_path
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -398,28 +399,40 @@ def test_bad_input_is_one_clear_line(here, capsys, argv, says):
 
 
 def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
+    """Ctrl-C in RL, then in the baseline: the resumed run writes what an uninterrupted one wrote."""
     assert u.main(["demo", "--name=a", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "Strategy" in out and "± is half a 95 % interval" in out
-    table = json.loads(Path("runs/a/eval.json").read_text())
-    assert list(table) == ["base", "SFT", "RL", "no reasoning", "static only", "teacher"]
-    real = u.Run.finish_step
+    assert list(json.loads(Path("runs/a/eval.json").read_text())) == ["base", "SFT", "RL", "teacher"]
+    assert "SFT" in json.loads(Path("runs/a/no_reasoning/eval.json").read_text())
+    real, at = userrl.Run.finish_step, [("a", "rl", 1), ("no_reasoning", "sft", 3)]
 
-    def press(run, phase, step, *rest):
-        if phase == "checkpoint" and step == 1:
-            u.interrupted = True                                        # Ctrl-C during RL
-        real(run, phase, step, *rest)
-    monkeypatch.setattr(u.Run, "finish_step", press)
+    def press(run, step, last, phase, *rest, **state):
+        userrl.interrupted = (run.path.name.replace("b", "a"), phase, step) == at[0]
+        real(run, step, last, phase, *rest, **state)
+    monkeypatch.setattr(userrl.Run, "finish_step", press)
     assert u.main(["demo", "--name=b", *SMALL]) == 130
     assert "--name=b --resume=True" in capsys.readouterr().out
-    monkeypatch.setattr(u.Run, "finish_step", real)
-    monkeypatch.setattr(u, "interrupted", False)
+    at.pop(0)
+    assert u.main(["demo", "--name=b", "--resume=True"]) == 130
+    monkeypatch.setattr(userrl.Run, "finish_step", real)
+    userrl.interrupted = False
     assert u.main(["demo", "--name=b", "--resume=True"]) == 0
-    for file in ("metrics.jsonl", "eval.json"):
+    for file in ("metrics.jsonl", "eval.json", "no_reasoning/metrics.jsonl", "no_reasoning/eval.json"):
         assert Path("runs/a", file).read_text() == Path("runs/b", file).read_text()
-    assert u.main(["train", "--name=c", "--model=runs/a/sft", *SMALL, "--drop=strategy", "--mix=per_component", "--steps=1"]) == 0
-    assert u.main(["eval", "--model=runs/c/checkpoint", *SMALL]) == 0
+    assert u.main(["train", "--name=c", "--model=runs/a/checkpoint", *SMALL, "--drop=strategy", "--mix=per_component", "--steps=1"]) == 0
+    assert u.main(["eval", "--model=runs/a/no_reasoning/checkpoint", *SMALL]) == 0
+    assert json.loads(Path("runs/eval/eval.json").read_text())["checkpoint"]["mode"] == "no_reasoning"
     said = iter(["", "?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
     assert u.main(["chat", "--model=runs/a/checkpoint", "--max_new_tokens=20"]) == 0
     assert u.main(["demo", "--name=a", *SMALL]) == 2
+
+
+def test_two_processes_share_the_work(here, capsys):
+    """Evaluation and RL were one process's: with two, every task is played once and the tables cover all."""
+    small = [x for x in SMALL if x != "--workers=1"] + ["--workers=2", "--baselines="]
+    assert u.main(["demo", "--name=two", *small]) == 0
+    assert "no reasoning" not in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("runs/two/metrics.jsonl").read_text().splitlines()]
+    assert [r["phase"] for r in rows] == ["sft"] * 4 + ["rl"] * 3 and all(r["skipped"] == 0 for r in rows)

@@ -83,17 +83,17 @@ def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(here, wo
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(here, capsys, monkeypatch):
-    real = userrl.finish_step
+    real = userrl.Run.finish_step
 
     def press(run, step, *rest, **state):
         if rest[1] == "rl" and step == 3:                       # between two checkpoints
             userrl.on_interrupt()
         real(run, step, *rest, **state)
-    monkeypatch.setattr(userrl, "finish_step", press)
+    monkeypatch.setattr(userrl.Run, "finish_step", press)
     assert userrl.main(["demo", "--name=a", *SMALL]) == 130
     assert "--name=a --resume=True" in capsys.readouterr().out
     assert json.loads(Path("runs/a/checkpoint/trainer.json").read_text())["state"]["step"] == 3
-    monkeypatch.setattr(userrl, "finish_step", real)
+    monkeypatch.setattr(userrl.Run, "finish_step", real)
     monkeypatch.setattr(userrl, "interrupted", False)
     assert userrl.main(["demo", "--name=a", "--resume=True"]) == 0
     assert userrl.main(["demo", "--name=b", *SMALL]) == 0
