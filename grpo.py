@@ -103,7 +103,10 @@ def load_policy(name_or_path, device=None, dtype=None):
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(f"cannot load a policy from {name}: {str(error).strip().splitlines()[0]}") from error
     chat_ends(tokenizer)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    for p in model.parameters():                                        # views of the mapped file lie at odd addresses,
+        p.data = p.data.clone()                                         # where a CPU's last bits come out differently
+    return model, tokenizer
 
 
 @lru_cache(maxsize=64)
@@ -969,7 +972,7 @@ def load_checkpoint(path, device=None):
                 with torch.no_grad():
                     if "master" in own:
                         master.copy_(own.pop("master"))
-                moments(optimizer, master)[master] = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
+                moments(optimizer, master)[master] = {k: v if k == "step" else v.clone().to(master.device) for k, v in own.items()}
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise PolicyError(f"checkpoint {found} is damaged: {str(error).strip().splitlines()[0]}") from error
     return model, tokenizer, optimizer, saved["state"]

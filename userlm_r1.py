@@ -108,8 +108,7 @@ class Dynamic:
 
     def text(self, whole: bool = False) -> str:
         some = lambda items: ", ".join(items) or "none"
-        lines = [f"open: {some(self.open)}", f"touched: {some(self.touched)}", f"core: {self.core}",
-                 f"topic: {self.topic}",
+        lines = [f"open: {some(self.open)}", f"touched: {some(self.touched)}", f"core: {self.core}", f"topic: {self.topic}",
                  f"plan: {self.plan}", f"reply: {self.reply}", f"end: {'yes' if self.end else 'no'}",
                  "state: " + ", ".join(f"{k} {self.state[k]}" for k in STATES)]
         if whole:
@@ -139,8 +138,7 @@ def read_dynamic(text: str, whole: bool = False) -> Dynamic:
     goal = re.findall(r"[a-z]+|\d+", got.get("goal", ""))
     return Dynamic(some(got["open"]), some(got["touched"]), got["core"], got["topic"], got["plan"], got["reply"],
                    got["end"] == "yes", {k: int(v) for k, v in pairs(got["state"]).items()},
-                   pairs(got.get("memory", "none")),
-                   (goal[0], int(goal[1]), int(goal[3])) if goal else ())
+                   pairs(got.get("memory", "none")), (goal[0], int(goal[1]), int(goal[3])) if goal else ())
 
 
 # ---------------------------------------------------------------------------------------------- scenarios
@@ -163,8 +161,8 @@ def all_sops() -> list[SOP]:
     out = []
     for d, line in enumerate(DOMAINS.strip().splitlines()):
         domain, desk, concern, unit, minor, excites, cases = (x.strip() for x in line.split("|"))
-        out += [SOP(domain, desk, case, concern, unit, minor, excites, ("ACOE", "COAE", "XCOE", "AOCE",
-                                                                        "OXCE")[(d + i) % 5])
+        steps = ("ACOE", "COAE", "XCOE", "AOCE", "OXCE")
+        out += [SOP(domain, desk, case, concern, unit, minor, excites, steps[(d + i) % 5])
                 for i, case in enumerate(cases.split(", "))]
     return out
 
@@ -172,8 +170,7 @@ def all_sops() -> list[SOP]:
 def note_task(text: str, persona: Persona, index) -> dict:
     """A single turn in which the user has just one thing to say: how a gym's user speaks."""
     return dict(id=f"note-{index}", kind="note", sop=all_sops()[0], persona=persona, memory={}, least=0, best=0,
-                goal=("answer", 0, 0),
-                open=["answer"], state=dict.fromkeys(STATES, 5), trap="", note=text, moves=[dict(kind="note")])
+                goal=("answer", 0, 0), open=["answer"], state=dict.fromkeys(STATES, 5), trap="", note=text, moves=[dict(kind="note")])
 
 
 def split_sops(split: str, sops: list[SOP]) -> list[SOP]:
@@ -231,8 +228,8 @@ def draw_value(rng, key, split, other_than=None) -> str:
 def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> dict:
     """Kinds: "call" (a whole one) and the single turns "trap", "twin" (the same trap, but true) and "other"."""
     rng = random.Random(f"{split}/{'trap' if kind == 'twin' else kind}/{index}")
-    sop, persona = rng.choice(split_sops(split, sops
-                                         or all_sops())), rng.choice(personas) if personas else make_persona(rng)
+    sop = rng.choice(split_sops(split, sops or all_sops()))
+    persona = rng.choice(personas) if personas else make_persona(rng)
     trap = list(TRAPS)[index % len(TRAPS)] if kind in ("trap", "twin") else rng.choice(list(TRAPS))
     keys = list(dict.fromkeys([TRAPS[trap][0], *(OVERLOAD if trap == "overload" else [])]))
     keys += rng.sample([k for k in FACTS if k not in keys], 4 - len(keys))
@@ -243,8 +240,7 @@ def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> di
     minor = rng.sample(sop.minor.split(), 1 if kind == "call" else rng.choice([0, 1]))
     state = {k: rng.randint(4, 7) for k in STATES}
     state["patience"] = rng.randint(3, 5) if persona.patience == "hasty" else rng.randint(6, 9)
-    task = dict(id=f"{kind}-{split}-{index}", kind=kind, sop=sop, persona=persona, memory=memory, least=least,
-                best=best,
+    task = dict(id=f"{kind}-{split}-{index}", kind=kind, sop=sop, persona=persona, memory=memory, least=least, best=best,
                 goal=(sop.concern, least + 20, least), open=[sop.concern, *minor], state=state, trap="")
     key = TRAPS[trap][0]
     true = rng.random() < 0.5 if kind not in ("trap", "twin") else kind == "twin"
@@ -260,8 +256,7 @@ def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> di
     if kind == "call":
         task["moves"] = [dict(kind="greet"), *(m for step in sop.steps for m in moves[step])]
     elif kind == "other":
-        task["moves"] = [rng.choice([dict(kind="greet"), *moves["A"], *moves["O"], *moves["O"], *moves["X"],
-                                     *moves["E"]])]
+        task["moves"] = [rng.choice([dict(kind="greet"), *(m for step in "AOOXE" for m in moves[step])])]
     else:
         task["moves"] = [claim]
     if any(m["kind"] == "claim" for m in task["moves"]):
@@ -303,8 +298,7 @@ class Reply:
 
 
 def write_reply(think: dict, profile: Dynamic, say: str, mode: str = "full") -> str:
-    thought = "<think>\n" + "".join(f"{k}: {think[k]}\n"
-                                    for k in STEPS) + "</think>\n" if mode != "no_reasoning" else ""
+    thought = "" if mode == "no_reasoning" else "<think>\n" + "".join(f"{k}: {think[k]}\n" for k in STEPS) + "</think>\n"
     return thought + "<answer>\n" + (profile.text() + "\n" if mode != "static" else "") + f"say: {say}\n</answer>"
 
 
@@ -316,15 +310,13 @@ def read_reply(text: str, mode: str = "full") -> Reply:
         steps = re.fullmatch("\n".join(rf"{k}: *(.+)" for k in STEPS), match[1])
         out.think = dict(zip(STEPS, steps.groups())) if steps else None
     opening = "" if mode == "no_reasoning" else r"<think>\n.*\n</think>\n"
-    out.tags = bool(re.fullmatch(opening + r"<answer>\n.*\n</answer>", text, re.S)) and all(
-        text.count(tag) == (tag in opening or "answer" in tag) for tag in ("<think>", "</think>", "<answer>",
-                                                                           "</answer>"))
+    once = all(text.count(tag) == (tag in opening or "answer" in tag) for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    out.tags = once and bool(re.fullmatch(opening + r"<answer>\n.*\n</answer>", text, re.S))
     if answer := re.search(r"<answer>\n(.*?)\n</answer>", text, re.S):
         before, said, after = answer[1].rpartition("say: ")
         out.say = " ".join(after.split()) if said else ""
         lines = before.rstrip("\n")
-        out.fields = sum(bool(re.fullmatch(f"{k}: ({p})", line)) for (k, p), line in zip(FIELDS.items(),
-                                                                                         lines.split("\n"))) / 8
+        out.fields = sum(bool(re.fullmatch(f"{k}: ({p})", x)) for (k, p), x in zip(FIELDS.items(), lines.split("\n"))) / 8
         try:
             out.profile = read_dynamic(lines)
         except ValueError:
@@ -363,16 +355,16 @@ def speech_faults(say: str, prompt: str = "", agent: str = "", earlier=()) -> li
     read = re.findall(r"\w+", prompt.lower())
     if not said:
         found.append("empty")
-    if re.search(r"[<>{}\[\]]|\b(\w+):|\bas an ai\b|\b(my|your) profile\b", say,
-                 re.I) or grams & set(zip(*(read[i:] for i in range(5)))):
+    marks = re.search(r"[<>{}\[\]]|\b(\w+):|\bas an ai\b|\b(my|your) profile\b", say, re.I)
+    if marks or grams & set(zip(*(read[i:] for i in range(5)))):
         found.append("leak")
     if re.search(r"\b(how (can|may) i help|i can offer|we can offer|our (policy|manager|customers?)|your (call|case) is|assist you|"
                  r"happy to help|is there anything else)\b", say, re.I):
         found.append("role flip")
     if len(said) > 3 and len(bigrams(say) & bigrams(agent)) >= 0.6 * len(bigrams(say)):
         found.append("parrot")
-    if len(said) > 3 and any(re.findall(r"\w+", e.lower()) == said
-                             for e in earlier) or len(said) > 7 and len(set(said)) < len(said) / 2:
+    again = len(said) > 3 and any(re.findall(r"\w+", e.lower()) == said for e in earlier)
+    if again or len(said) > 7 and len(set(said)) < len(said) / 2:
         found.append("repeat")
     if re.search(r"^\s*([-*•]|\d+[.)])|\bfirst(ly)?\b.*\bsecond(ly)?\b|\bi understand your\b", say,
                  re.I) or len(said) > 30:
@@ -410,8 +402,7 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
                      {"participation": 1}, [], keep)
     if kind == "ask":
         key = move["key"]
-        return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5},
-                     memory[key],
+        return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5}, memory[key],
                      {"participation": 1}, [], keep)
     if kind == "claim":
         key, said = move["key"], move["said"]
@@ -420,30 +411,25 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
         if said == memory[key]:
             return Right(intent, known + ", agrees", f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
                          {"trust": 1, "emotion": 1}, [], keep)
-        return Right(intent, known + ", differs", f"challenge {key}", {"challenge": 1, "reject": .5, "inform": .5,
-                                                                       "ask": .5},
-                     memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
+        acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
+        return Right(intent, known + ", differs", f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
     if kind == "offer":
         n = move["n"]
         if n >= least:
             return Right(f"offer {n}", f"least {least}, enough", f"accept {n}", {"accept": 1, "counter": .7}, "",
                          {"trust": 1, "emotion": 2}, [concern], [c for c in keep if c != concern], tone="warm")
-        return Right(f"offer {n}", f"least {least}, too low", f"counter {want}", {"counter": 1, "reject": .6,
-                                                                                  "ask": .3}, "number",
+        return Right(f"offer {n}", f"least {least}, too low", f"counter {want}", {"counter": 1, "reject": .6, "ask": .3}, "number",
                      {"emotion": -1, "patience": -1}, [concern], keep, tone="firm")
     if kind == "note":
-        return Right("ask note", "note", "inform note", dict.fromkeys(ACTS, 1.0), "note", {"participation": 1}, [],
-                     keep)
+        return Right("ask note", "note", "inform note", dict.fromkeys(ACTS, 1.0), "note", {"participation": 1}, [], keep)
     if kind == "remark":
         key = move["key"]
         return Right(f"remark {key}", f"new {key}", f"ask {key}", {"ask": 1, "challenge": .5, "reject": .5}, key,
-                     {"emotion": -1}, [key],
-                     [c for c in keep if c != key])
+                     {"emotion": -1}, [key], [c for c in keep if c != key])
     rest = [c for c in keep if c != concern]                            # close: minor concerns first, then goodbye
     if rest:
         return Right("close", "open " + ", ".join(rest), f"ask {rest[0]}", {"ask": 1}, rest[0], {}, [],
-                     [c for c in keep if c != rest[0]],
-                     "shift")
+                     [c for c in keep if c != rest[0]], "shift")
     return Right("close", "open none", "end", {"end": 1}, "", {}, [], keep, "close", "calm" if keep else "warm")
 
 
@@ -511,12 +497,10 @@ class CallEnv:
     def turn(self, text: str):
         reply, move = read_reply(text, self.mode), self.move
         earlier = [t.reply.say for t in self.log]
-        faults = speech_faults(reply.say, self.system_prompt.replace(self.task.get("note", "\n\n"), ""), self.agent,
-                               earlier)
+        faults = speech_faults(reply.say, self.system_prompt.replace(self.task.get("note", "\n\n"), ""), self.agent, earlier)
         act = "none" if faults else act_of(reply.say)
-        t = Turn(self.task, self.mode, self.system_prompt, self.agent, move, right(self.task, move, self.open),
-                 self.profile, reply, earlier,
-                 faults, act)
+        t = Turn(self.task, self.mode, self.system_prompt, self.agent, move, right(self.task, move, self.open), self.profile,
+                 reply, earlier, faults, act)
         t.scores = score(t)
         if self.user:
             t.scores = {**t.scores, **verdict((yield judge_prompt(t)), t.scores)}
@@ -570,8 +554,7 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
             check, value = f"{move['key']} sounds {'fine' if trusting else 'odd'}", False
         elif kind == "offer":
             low = move["n"] < task["least"]
-            check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more",
-                                                                              f"counter {task['goal'][1]}")
+            check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more", f"counter {task['goal'][1]}")
         elif kind == "remark":
             check, plan = f"{move['key']} sounds fine", f"confirm {move['key']}"
         elif kind == "close":
@@ -754,14 +737,13 @@ def judge_prompt(t: Turn) -> str:
             "strategy": "traps seen through, true claims accepted, good counter-arguments"}
     return (f"Judge one turn of a simulated caller.\n\n{t.prompt}\n\nThe agent said: {t.agent}\n\nThe caller thought:\n{t.reply.thought}\n"
             f"and wrote:\n{t.reply.profile.text() if t.reply.profile else '(no profile)'}\nand said: {t.reply.say}\n\n"
-            "Answer with four lines, a whole number from 0 to 10 each:\n" + "\n".join(f"{k}: ({v})" for k,
-                                                                                      v in what.items()))
+            "Answer with four lines, a whole number from 0 to 10 each:\n" + "\n".join(f"{k}: ({v})" for k, v in what.items()))
 
 
 def verdict(text, scores: dict) -> dict[str, float]:
     """A judge's rubrics, if it gave all four once and the words were fit at all; otherwise the rules' own."""
-    found = [(k, int(n)) for k, n in re.findall(r"^\W*(\w+)\W*: *(\d+)\b", str(text), re.M) if k in RUBRICS
-             and int(n) <= 10]
+    found = re.findall(r"^\W*(\w+)\W*: *(\d+)\b", str(text), re.M)
+    found = [(k, int(n)) for k, n in found if k in RUBRICS and int(n) <= 10]
     return {k: n / 10 for k, n in found} if sorted(k for k, _ in found) == sorted(RUBRICS) and scores["consistency"] > 0 else {}
 
 
@@ -899,8 +881,8 @@ def goal_reached(env: CallEnv) -> float:
     if env.deal is None:
         deal = float(task["best"] < task["least"])
     else:
-        deal = 0.5 + 0.5 * (env.deal - task["least"]) / max(task["best"] - task["least"],
-                                                            10) if env.deal >= task["least"] else 0.0
+        above = (env.deal - task["least"]) / max(task["best"] - task["least"], 10)
+        deal = 0.5 + 0.5 * above if above >= 0 else 0.0
     minor = task["open"][1:]
     raised = sum(c not in env.open for c in minor) / len(minor) if minor else 1.0
     last = env.log[-1]
@@ -982,19 +964,19 @@ def evaluate(s: Settings, policy) -> dict:
 
 
 def print_tables(evals: dict) -> None:
-    for part, title in (("session", "whole calls"), ("adversarial",
-                                                     "one turn against a trap (Robotic: lower is better; Twins: the same "
-                                                      "words, but true)"), ("fidelity", "fidelity of whole calls")):
-        print(f"\n{title + ', held-out SOPs and facts':44.44}" + "".join(f"{name[:15]:>16}" for name in evals))
+    """Three tables, a column a policy."""
+    titles = {"session": "whole calls, held-out SOPs and facts", "fidelity": "fidelity of whole calls",
+              "adversarial": "one turn against a trap, held-out too"}
+    for part in ("session", "adversarial", "fidelity"):
+        print(f"\n{titles[part]:44}" + "".join(f"{name[:15]:>16}" for name in evals))
         for row in next(iter(evals.values()))[part]:
             if row != "traps":
-                print(f"  {row:34}" + " " * 8 + "".join("{:10.1f} ± {:3.1f}".format(*e[part][row])
-                                                        for e in evals.values()))
+                print(f"  {row:42}" + "".join("{:10.1f} ± {:3.1f}".format(*e[part][row]) for e in evals.values()))
         if part == "adversarial":
             for trap in TRAPS:
-                print(f"    strategy: {trap:32}" + "".join(f"{e[part]['traps'][trap]:10.1f}      "
-                                                           for e in evals.values()))
-    print(f"± is half a 95 % interval; judged by {next(iter(evals.values()))['judge']}")
+                print(f"    strategy: {trap:30}" + "".join(f"{e[part]['traps'][trap]:10.1f}      " for e in evals.values()))
+    print("(± is half a 95 % interval; Robotic: lower is better; Twins: strategy where the same words are true; judged by "
+          f"{next(iter(evals.values()))['judge']})")
 
 
 # ---------------------------------------------------------------------------------------------- the user in the gyms
@@ -1004,12 +986,11 @@ class UserLM:
     model speaks, in the episode's persona.  Words that lose or add content are replaced by scripted ones and counted."""
     slow = False                        # one batch for all conversations that wait
 
-    def __init__(self, model, tokenizer, mode: str = "full", rows: int = 32, temperature: float = 0.7,
-                 max_new_tokens: int = 160,
+    def __init__(self, model, tokenizer, mode: str = "full", rows: int = 32, temperature: float = 0.7, max_new_tokens: int = 160,
                  noise: float = 0.0, vague: float = 0.0, long: bool = False):
         self.rules, self.mode, self.long = envs.ScriptedUser(noise, vague), mode, long
-        self.engine, self.temperature, self.limit = grpo.Engine(model, tokenizer, rows=rows,
-                                                                max_len=1024), temperature, max_new_tokens
+        self.engine = grpo.Engine(model, tokenizer, rows=rows, max_len=1024)
+        self.temperature, self.limit = temperature, max_new_tokens
         self.spoken = self.replaced = 0
 
     def answer(self, queries: list) -> list:
@@ -1020,17 +1001,22 @@ class UserLM:
             options = queries[i].say.split("|")
             # the phrasing the rules chose, or, where they shrug, their shrug
             note = next((o for o in options if carries(o, replies[i])), replies[i])
-            notes.append(CallEnv(note_task(note, gym_persona(queries[i]), queries[i].rng.getrandbits(32)), self.mode,
-                                 long=self.long))
+            notes.append(CallEnv(note_task(note, gym_persona(queries[i]), queries[i].rng.getrandbits(32)), self.mode, long=self.long))
         talks = grpo.rollout(self.engine, notes, seeds=[(zlib.crc32(e.task["id"].encode()),) for e in notes],
                              temperature=self.temperature, max_new_tokens=self.limit) if notes else []
         for i, env, talk in zip(todo, notes, talks):
             turn = env.log[0] if env.log else None
-            good = turn and valid(turn.reply, self.mode) and not turn.faults and carries(env.task["note"],
-                                                                                         turn.reply.say)
+            good = turn and valid(turn.reply, self.mode) and not turn.faults and carries(env.task["note"], turn.reply.say)
             replies[i] = turn.reply.say if good else replies[i]
             self.spoken, self.replaced = self.spoken + 1, self.replaced + (not good)
         return replies
+
+
+def load_user(path: str, noise: float = 0.0, vague: float = 0.0, device=None) -> UserLM:
+    """The user of a run folder (or checkpoint) of this file, to speak in the gyms."""
+    folder = Path(path) / "checkpoint" if (Path(path) / "checkpoint").is_dir() else Path(path)
+    model, tokenizer, s = load(Settings(model=str(folder), device=device or ""))
+    return UserLM(model, tokenizer, s.mode, noise=noise, vague=vague, long=s.long)
 
 
 def gym_persona(q) -> Persona:
@@ -1362,13 +1348,13 @@ def train(s: Settings) -> None:
 
 
 def load(s: Settings):
-    """(model, tokenizer), and the settings with the mode it was trained in."""
+    """(model, tokenizer), and the settings with the format it was trained in."""
     model, tokenizer = grpo.load_policy(s.model, s.device or None)
     try:
-        mode = json.loads((Path(s.model).parent / "config.json").read_text())["mode"]
+        saved = json.loads((Path(s.model).parent / "config.json").read_text())
+        return model, tokenizer, dataclasses.replace(s, mode=saved["mode"], long=saved["long"])
     except (OSError, ValueError, KeyError, TypeError):
-        mode = s.mode
-    return model, tokenizer, dataclasses.replace(s, mode=mode)
+        return model, tokenizer, s
 
 
 def eval_(s: Settings) -> None:

@@ -97,6 +97,7 @@ class Settings:
     choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 3                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
+    user: str = "scripted"          # who talks: "scripted", or "userlm:runs/<name>" (userlm_r1.py; the rules still judge)
     user_noise: float = 0.0         # probability that the scripted user misunderstands
     user_vague: float = 0.0         # probability that it shrugs instead of answering
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
@@ -128,6 +129,8 @@ class Settings:
             raise ValueError("--reading must be below 1, and --slip, --user_noise and --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
+        if self.user != "scripted" and not self.user.startswith("userlm:"):
+            raise ValueError(f"--user is 'scripted' or 'userlm:runs/<name>', not {self.user!r}")
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
         try:
             torch.zeros(1, device=self.device or "cpu").tolist()
@@ -174,7 +177,11 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
 
 
 def make_user(s: Settings):
-    return envs.ScriptedUser(s.user_noise, s.user_vague)
+    """The user in every gym; one object for all conversations, so that a model answers them in batches."""
+    if s.user == "scripted":
+        return envs.ScriptedUser(s.user_noise, s.user_vague)
+    import userlm_r1                                                    # it imports this file
+    return userlm_r1.load_user(s.user.removeprefix("userlm:"), s.user_noise, s.user_vague, s.device or None)
 
 
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
@@ -262,7 +269,7 @@ def evaluate(s: Settings, policy, user, tasks: int) -> dict:
             for env, (earned, status) in zip(todo, played)]
     for gym, episode in (x for part in grpo.gather(mine) for x in part):
         episodes[gym].append(episode)
-    return summarise(episodes, f"scripted user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
+    return summarise(episodes, f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
                                f"patience {s.patience or 'endless'}", s.samples)
 
 
@@ -622,12 +629,13 @@ def with_workers(s, command: str, file: str) -> None:
 
 def learn(run: Run, phases: tuple[str, ...]) -> None:
     s, user = run.s, make_user(run.s)
+    scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
     resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
     if resumed:
         model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
         print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
     elif s.model == "tiny":
-        talks = [demonstration(s, number, s.max_turns, user) for number in range(60 * len(trained(s)))]
+        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
         texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
         model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
                                             seed=s.seed)
@@ -649,7 +657,7 @@ def learn(run: Run, phases: tuple[str, ...]) -> None:
         if phase == "rl":
             train_rl(run, model, tokenizer, optimizer, first, user, engine)
         else:
-            train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, user, *at))
+            train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, scripted, *at))
         measure(run, {"sft": "SFT", "rl": "RL"}[phase], engine, user)
     measure(run, "expert", "expert", user)
 
