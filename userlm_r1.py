@@ -9,11 +9,11 @@ the policy is the *user* (a caller), its environment is a scripted service agent
                  <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
 
 Read in this order: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, evaluation, the user
-in the gyms, training.  Left out: learned reward models, dashboards, more than one process, other languages.
+in the gyms, training.  Left out: learned reward models, dashboards, other languages.
 
-    python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
+    python userlm_r1.py                            the demo: SFT and RL of a tiny user, and a baseline, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
-    python userlm_r1.py train --model=runs/demo/sft --drop=strategy    RL, here without one reward
+    python userlm_r1.py train --model=runs/cold/checkpoint --drop=strategy    RL, here without one reward
     python userlm_r1.py eval  --model=runs/demo/checkpoint             both tables and the fidelity report
     python userlm_r1.py chat  --model=runs/demo/checkpoint             you are the agent; "?" shows the user's thought
     python userlm_r1.py profile --index=3                              a persona, its dynamic profile, a scripted call
