@@ -1113,19 +1113,12 @@ class Settings:
         least = {"group": 2, "workers": 1, "temperature": 1e-3, "eval_temperature": 0, "sft_tokens": 1, "tasks": 1, "rows": 1,
                  "context": 64, "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
                  "eval_calls": 1, "layers": 1}
-        for key, value in dataclasses.asdict(self).items():
-            if isinstance(value, (int, float)) and not value >= least.get(key, 0):
-                raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
-        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
-            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        userrl.check_ranges(self, least)
         if self.slip > 1 or self.calls > 1 or self.reading >= 1:
             raise ValueError("--slip, --calls and --reading are shares")
         if self.judge and self.judge == self.eval_judge:
             raise ValueError("--eval_judge must not be the judge used in training")
-        try:
-            torch.zeros(1, device=self.device or "cpu").tolist()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
+        userrl.check_device(self.device)
         tables(self)
 
 
@@ -1133,6 +1126,7 @@ def tables(s: Settings) -> tuple:
     return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
 
 
+@lru_cache                                                              # one client, not one a demonstration
 def remote(address: str):
     """A language model behind an OpenAI-compatible server as a callable prompt -> text."""
     from huggingface_hub import InferenceClient
@@ -1239,10 +1233,9 @@ def collect(s: Settings, engine, step: int, times: dict):
                                           normalize="center"), todo
 
 
-def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int) -> None:
+def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int, engine) -> None:
     """Multi-reward GRPO; prints every component, and the strategy on traps and twins apart."""
     s, start = run.s, time.time()
-    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, played = collect(s, engine, step, times)
@@ -1267,7 +1260,7 @@ def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int) -> None:
             run.log("samples.jsonl", {"phase": "rl", "step": step, "messages": talks[i].messages, "rewards": talks[i].turn_rewards,
                                       "advantages": advantages[i], "scores": [t.scores for t in played[i].log]})
             print(f"   | agent {played[i].log[0].agent}\n   | user  {played[i].log[0].reply.say}", flush=True)
-        run.finish_step(step, s.steps, "rl", model, tokenizer, optimizer, mode=s.mode)
+        run.finish_step(step, s.steps, "rl", model, tokenizer, optimizer)
 
 
 def measure(run: userrl.Run, label: str, policy) -> None:
@@ -1278,32 +1271,18 @@ def measure(run: userrl.Run, label: str, policy) -> None:
 
 def learn(run: userrl.Run, phases: tuple[str, ...]) -> None:
     """Run the phases ("sft", "rl") one after the other, evaluating before and after; go on from a checkpoint if asked."""
-    s, folder = run.s, run.path / "checkpoint"
-    resumed = s.resume and grpo.complete_checkpoint(str(folder))
-    if resumed:
-        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(folder, s.device or None)
-    elif s.model == "tiny":
-        talks = [example(dataclasses.replace(s, mode="full", teacher=""), number) for number in range(1800)]
-        model, tokenizer = grpo.tiny_policy([m["content"] for talk in talks for m in talk], vocab_size=s.vocab_size,
-                                            hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden, seed=s.seed)
-        model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    else:
-        model, tokenizer = grpo.load_policy(s.model, s.device or None)
-    run.rewind()
+    s = run.s
+
+    def texts():
+        return [m["content"] for number in range(1800) for m in example(dataclasses.replace(s, mode="full", teacher=""), number)]
+    model, tokenizer, optimizer = userrl.first_policy(run, texts)
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-    if not resumed:
+    if not optimizer:
         measure(run, "base" if "sft" in phases else "start", engine)
-    for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
-        first = run.state["step"] if resumed and phase == run.state["phase"] else 0
-        if not first:
-            factors = {"sft": {"muon": s.muon}, "rl": {"muon": s.rl_muon, "gain": s.gain}}[phase]
-            small = sum(p.numel() for p in model.parameters()) < 10_000_000
-            optimizer = grpo.make_optimizer(model, s.lr, **factors if small else {})
-        if phase == "rl":
-            train_rl(run, model, tokenizer, optimizer, first)
-        else:
-            userrl.train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, *at))
-        measure(run, {"sft": "SFT", "rl": "RL"}[phase], engine)
+    draw = lambda *at: lesson(s, tokenizer, *at)
+    userrl.run_phases(run, phases, model, optimizer, tell=lambda label: measure(run, label, engine), teach={
+        "sft": lambda optimizer, first: userrl.train_sft(run, model, tokenizer, optimizer, first, draw),
+        "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, engine)})
 
 
 # ---------------------------------------------------------------------------------------------- commands

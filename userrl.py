@@ -120,11 +120,7 @@ class Settings:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
         least = {"group": 2, "workers": 1, "temperature": 1e-3, "sft_tokens": 1, "tasks": 1, "updates": 1, "rows": 1, "eval_tasks": 1, "demos": 1,
                  "samples": 1, "context": 64, "max_new_tokens": 2, "max_turns": 1, "save_every": 1, "sample_every": 1, "vocab_size": 300}
-        for key, value in dataclasses.asdict(self).items():
-            if isinstance(value, (int, float)) and not value >= least.get(key, 0):
-                raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
-        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
-            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        check_ranges(self, least)
         if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.user_noise, self.user_vague):
             raise ValueError("--reading must be below 1, and --slip, --user_noise and --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
@@ -132,16 +128,30 @@ class Settings:
         if self.user != "scripted" and not self.user.startswith("userlm:"):
             raise ValueError(f"--user is 'scripted' or 'userlm:runs/<name>', not {self.user!r}")
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
-        try:
-            torch.zeros(1, device=self.device or "cpu").tolist()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"--device={self.device}: {str(error).splitlines()[0]}") from None
+        check_device(self.device)
         for gym in gym_names(self):
             make_env(self, gym, 0, "train", None)
         if unknown := set(held_out(self)) - set(envs.GYMS):
             raise ValueError(f"--hold_out={unknown.pop()} is no gym; choose from {', '.join(envs.GYMS)}")
         if set(held_out(self)) >= set(gym_names(self)):
             raise ValueError("--hold_out leaves no gym to train in")
+
+
+def check_ranges(s, least: dict) -> None:
+    """ValueError for a number below its least (0 if `least` has none), or a run name that is no folder name."""
+    for key, value in dataclasses.asdict(s).items():
+        if isinstance(value, (int, float)) and not value >= least.get(key, 0):
+            raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
+    if not re.fullmatch(r"[\w.-]*", s.name) or s.name in (".", ".."):
+        raise ValueError(f"--name is a plain folder name, not {s.name!r}")
+
+
+def check_device(device: str) -> None:
+    """ValueError if torch cannot use it."""
+    try:
+        torch.zeros(1, device=device or "cpu").tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device={device}: {str(error).splitlines()[0]}") from None
 
 
 class Stop(Exception):
@@ -627,38 +637,54 @@ def with_workers(s, command: str, file: str) -> None:
     team.extend(grpo.join(s.workers if cpu else 1, [file, command, *settings]))
 
 
-def learn(run: Run, phases: tuple[str, ...]) -> None:
-    s, user = run.s, make_user(run.s)
-    scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
-    resumed = s.resume and grpo.complete_checkpoint(str(run.path / "checkpoint"))
-    if resumed:
-        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(run.path / "checkpoint", device=s.device or None)
-        print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
+def first_policy(run: Run, texts) -> tuple:
+    """(model, tokenizer, optimizer): the run's checkpoint if it goes on (else no optimizer), a tiny model made from scratch
+    with the vocabulary of texts(), or --model.  What was logged after the checkpoint is dropped."""
+    s, folder, optimizer = run.s, run.path / "checkpoint", None
+    if s.resume and grpo.complete_checkpoint(str(folder)):
+        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(folder, device=s.device or None)
     elif s.model == "tiny":
-        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
-        texts = [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
-        model, tokenizer = grpo.tiny_policy(texts, vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
+        model, tokenizer = grpo.tiny_policy(texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
                                             seed=s.seed)
         model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         model, tokenizer = grpo.load_policy(s.model, device=s.device or None)
     run.rewind()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens, gyms: "
-          f"{', '.join(gym_names(s))}", flush=True)
-    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-    if not resumed:
-        measure(run, "untrained" if s.model == "tiny" else "start", engine, user)
+    return model, tokenizer, optimizer
+
+
+def run_phases(run: Run, phases: tuple[str, ...], model, optimizer, teach: dict, tell) -> None:
+    """Each phase from where the checkpoint left it, then tell(label).  teach: phase -> function(optimizer, first step)."""
+    s, resumed = run.s, optimizer is not None
     for phase in phases[phases.index(run.state["phase"]) if resumed else 0:]:
         first = run.state["step"] if resumed and phase == run.state["phase"] else 0
         if not first:
             factors = {"sft": {"muon": s.muon}, "rl": {"muon": s.rl_muon, "gain": s.gain}}[phase]
             small = sum(p.numel() for p in model.parameters()) < 10_000_000
             optimizer = grpo.make_optimizer(model, s.lr, **factors if small else {})     # each phase: fresh moments
-        if phase == "rl":
-            train_rl(run, model, tokenizer, optimizer, first, user, engine)
-        else:
-            train_sft(run, model, tokenizer, optimizer, first, lambda *at: lesson(s, tokenizer, scripted, *at))
-        measure(run, {"sft": "SFT", "rl": "RL"}[phase], engine, user)
+        teach[phase](optimizer, first)
+        tell({"sft": "SFT", "rl": "RL"}[phase])
+
+
+def learn(run: Run, phases: tuple[str, ...]) -> None:
+    s, user = run.s, make_user(run.s)
+    scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
+
+    def texts():
+        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
+        return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
+    model, tokenizer, optimizer = first_policy(run, texts)
+    if optimizer:
+        print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens, gyms: "
+          f"{', '.join(gym_names(s))}", flush=True)
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    if not optimizer:
+        measure(run, "untrained" if s.model == "tiny" else "start", engine, user)
+    draw = lambda *at: lesson(s, tokenizer, scripted, *at)
+    run_phases(run, phases, model, optimizer, tell=lambda label: measure(run, label, engine, user), teach={
+        "sft": lambda optimizer, first: train_sft(run, model, tokenizer, optimizer, first, draw),
+        "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, user, engine)})
     measure(run, "expert", "expert", user)
 
 

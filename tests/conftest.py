@@ -1,5 +1,18 @@
 """Tests import the five modules from the project's root, wherever pytest was started."""
+import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder, so that runs/ is the test's own, and no Ctrl-C from another test."""
+    import userrl
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(userrl, "interrupted", False)
+    yield tmp_path
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -85,11 +85,17 @@ def right(table, verdict):
     assert not uncovered, uncovered
 
 
+def ask(gym, task, message):
+    """The episode after one message, what the user said to it, and its reward."""
+    env = envs.make(gym, task=task, persona="plain")
+    env.reset()
+    text, reward, *_ = env.step(f"[action] {message}")
+    return env, text, reward
+
+
 def test_travel_understands():
     def verdict(message):
-        env = envs.make("travel", task=TRIP, persona="plain")
-        env.reset()
-        text, reward, *_ = env.step(f"[action] {message}")
+        env, text, reward = ask("travel", TRIP, message)
         known = [category for _, category in env.known]
         hints = {"stops": "schedule", "luggage": "travel light", "breakfast": "hungry", "pets": "labrador"}
         assert len(known) <= 1 and (reward > 0) == bool(known)
@@ -100,9 +106,7 @@ def test_travel_understands():
 
 def test_intention_understands():
     def verdict(message):
-        env = envs.make("intention", task=PARTY, persona="plain")
-        env.reset()
-        text = env.step(f"[action] {message}")[0]
+        _, text, _ = ask("intention", PARTY, message)
         told = [d for d, value in (("budget", "50 dollars"), ("food", "izza"), ("date", "Christmas")) if value in text]
         return told[0] if len(told) == 1 else str(told or "")
     right(INTENTION, verdict)
@@ -110,9 +114,7 @@ def test_intention_understands():
 
 def test_telepathy_understands():
     def verdict(message):
-        env = envs.make("telepathy", task=PENGUIN, persona="plain")
-        env.reset()
-        text = env.step(f"[action] {message}")[0]
+        _, text, _ = ask("telepathy", PENGUIN, message)
         assert "penguin" not in text.lower()
         return text.replace(".", ",").split(",")[0] if text.startswith(("Yes", "No")) else ""
     right(TELEPATHY, verdict)

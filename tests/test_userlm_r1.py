@@ -2,7 +2,6 @@
 import functools
 import json
 import random
-import signal
 from pathlib import Path
 
 import pytest
@@ -356,14 +355,6 @@ def test_gym_lines_are_one_line_each():
 
 
 # ---- files and the command line
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(userrl, "interrupted", False)
-    yield tmp_path
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 SOP = dict(domain="bank", desk="bank desk", case="card lost", concern="refund", unit="euro", minor="date address", excites="fee", steps="COE")
 

@@ -20,15 +20,6 @@ SMALL = ["--hidden=32", "--layers=1", "--vocab_size=400", "--demos=12", "--sft_s
          "--sample_every=3", "--context=700", "--workers=1"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working folder, so that runs/ is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(userrl, "interrupted", False)
-    yield tmp_path
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def metrics(name: str) -> str:
     return Path("runs", name, "metrics.jsonl").read_text()
 
