@@ -771,14 +771,16 @@ def moments(optimizer, master):
     return next(part.state for part in optimizer.parts for g in part.param_groups if any(master is p for p in g["params"]))
 
 
-def lr_schedule(step, total, peak, warmup=0.1, kind="cosine"):
-    """Learning rate of step 0 .. total - 1: linear warm-up over a fraction of the steps, then cosine or constant."""
+def lr_schedule(step, total, peak, warmup=0.1, kind="cosine", hold=0.0):
+    """Learning rate of step 0 .. total - 1: linear warm-up over a fraction of the steps, then constant, or cosine from
+    `hold` (another fraction, counted from the beginning) on."""
     rise = warmup * total
     if step < rise:
         return peak * (step + 1) / (rise + 1)
     if kind == "constant":
         return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+    rise = max(rise, hold * total)
+    return peak * 0.5 * (1 + math.cos(math.pi * max(0.0, step - rise) / max(1, total - rise)))
 
 
 def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm):

@@ -274,7 +274,7 @@ INSTRUCTION = "You are the caller. Think in five steps, update your profile, the
 FORMAT = """You play a person who calls a service desk, never the agent. Check every claim against your memory. Answer so:
 <think>
 intent: what the agent does: greet | ask FACT | claim FACT | offer NUMBER | remark CONCERN | close
-concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE, agrees | differs; least NUMBER, enough | too low
+concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees | differs; least NUMBER, enough | too low
   or new CONCERN, or open CONCERNS (always one line)
 plan: accept N | reject N | counter N | ask CONCERN | challenge FACT | confirm FACT | inform FACT | end
 state: which of trust, emotion, patience, participation go up or down, or steady
@@ -409,10 +409,10 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
         # the fact's name is followed by its value in the memory only: looking it up is one step for a small model
         intent, known = f"claim {key}", f"memory {key} {memory[key]}, heard {said}"
         if said == memory[key]:
-            return Right(intent, known + ", agrees", f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
+            return Right(intent, known + " agrees", f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
                          {"trust": 1, "emotion": 1}, [], keep)
         acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
-        return Right(intent, known + ", differs", f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
+        return Right(intent, known + " differs", f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
     if kind == "offer":
         n = move["n"]
         if n >= least:
@@ -943,10 +943,12 @@ def fidelity(calls: list[dict]) -> dict:
                                   for e in calls for i in range(len(e["turns"])))}
 
 
-def evaluate(s: Settings, policy) -> dict:
-    """Held-out SOPs and facts.  policy: a grpo.Engine, or a slip for the teacher.  Touches no other random state."""
+def evaluate(s: Settings, policy, part: int = 1) -> dict:
+    """Held-out SOPs and facts.  policy: a grpo.Engine, or a slip for the teacher; part: 8 is for an eighth of the tasks.
+    Touches no other random state."""
     sops, personas = tables(s)
-    kinds = [(kind, i) for kind, n in (("trap", 11 * s.eval_traps), ("twin", 11 * s.eval_traps), ("call", s.eval_calls))
+    traps, calls = 11 * max(1, s.eval_traps // part), max(1, s.eval_calls // part)
+    kinds = [(kind, i) for kind, n in (("trap", traps), ("twin", traps), ("call", calls))
              for i in range(n)][grpo.rank()::grpo.world()]
     todo = [CallEnv(make_task(kind, i, "test", sops, personas), s.mode, judge=judge_of(s.eval_judge), long=s.long)
             for kind, i in kinds]
@@ -1073,16 +1075,18 @@ class Settings:
     vocab_size: int = 2048
     hidden: int = 128
     layers: int = 2
+    heads: int = 4                  # many and wide ones: with normed queries and keys a head of 32 never looks a fact up
+    head_dim: int = 128
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 800
-    sft_tokens: int = 5000          # of demonstrations, per optimiser step
-    sft_lr: float = 8e-3            # for the tiny model; a real checkpoint wants 1e-5
+    sft_steps: int = 1080
+    sft_tokens: int = 3000          # of demonstrations, per optimiser step
+    sft_lr: float = 7e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
-    reading: float = 0.25           # share of the SFT steps in which a tiny model only reads drills
-    drills: int = 32                # per optimiser step, a third of it once it imitates
+    reading: float = 0.45           # share of the SFT steps in which a tiny model only reads drills
+    drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
     # GRPO
-    steps: int = 40
+    steps: int = 20
     tasks: int = 16                 # per step
     calls: float = 0.125            # share of whole calls; the rest are single turns, two of three with a claim
     group: int = 8
@@ -1099,7 +1103,7 @@ class Settings:
     max_new_tokens: int = 160
     eval_traps: int = 20            # per trap type, and as many twins
     eval_calls: int = 48
-    eval_temperature: float = 1.0
+    eval_temperature: float = 0.7
     index: int = 0                  # profile, chat: which scenario
     save_every: int = 50
     sample_every: int = 10
@@ -1156,35 +1160,30 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
 def lesson(s: Settings, tokenizer, step: int, number: int) -> tuple[list, int]:
     """This process's trajectories of an SFT step, and the number of its next demonstration.
 
-    A model made from scratch begins with drills, then come single turns, and whole calls in the second half.
+    A model made from scratch begins with drills, short ones first; then come single turns, whole calls in the second half.
     """
     tiny, used, share = s.model == "tiny", 0, slice(grpo.rank(), None, grpo.world())
-    progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0       # below 0: it only reads
-    drills = range(s.drills if progress <= 0 else s.drills // 3)[share] if tiny else []
-    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}")) for i in drills]
-    while progress > 0 and used < s.sft_tokens / grpo.world():
+    read = step / s.sft_steps / (s.reading or 1e-9) if tiny else 9.0        # up to 1 it only reads
+    progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0
+    drills = range(s.drills if read <= 0.8 else s.drills // 2 if read <= 1 else s.drills // 8)[share] if tiny else []
+    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), (read > .4) + (read > .8)) for i in drills]
+    while read > 1 and used < s.sft_tokens / grpo.world():
         batch.append(grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)))
         number, used = number + grpo.world(), used + len(batch[-1].ids)
     return batch, number
 
 
-def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
+def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
     """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
 
-    Half of the drills say a row of words again and again: heads that find "what came after this word" appear there in half
-    a minute, and without them not even four facts can be looked up.  The others list facts, look them up, compare values
-    and say so.  Any word is any fact's value (never a held-out pair), or it would be guessed from the fact's name.
+    Facts are listed, looked up again and again, and compared with what is heard.  Short lists first: there heads that find
+    "what came after this word" appear in 300 steps, in a whole prompt (prompted) they would not; once they are there, they
+    learn to find it in a prompt within 100.  Any word is any fact's value (never a held-out pair), or it would be guessed
+    from the fact's name.  Three in ten short drills say a row of words again.
     """
     out = grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
-    out.extend([tokenizer.pad_token_id], 0)                             # gives the first token a predecessor
     add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), int(trained), turn=0)
-    kinds = sorted(VALUES)
-    if rng.random() < 0.5:
-        row = rng.sample([*FACTS, *(w for kind in kinds for w in VALUES[kind])], rng.randint(4, 16))
-        for again, words in enumerate((row, row, row[rng.randrange(len(row)):])):
-            for word in words:
-                add(f" {word}", again)
-        return out
+    kinds, claims = sorted(VALUES), []
 
     def value(key, other_than=None):
         while True:
@@ -1192,21 +1191,45 @@ def drill(tokenizer, rng: random.Random) -> grpo.Trajectory:
             word = rng.choice(VALUES[kind])
             if word != other_than and not (kind == FACTS[key] and held_out(key, word)):
                 return word
-    keys = rng.sample(list(FACTS), rng.randint(2, 5))
-    memory = {k: value(k) for k in keys}
-    add("memory: " + ", ".join(f"{k} {v}" for k, v in memory.items()))
-    for i, key in enumerate(rng.choices(keys, k=6)):                    # two lines only compare
-        known = memory[key] if i > 1 else value(key)
-        heard = known if rng.random() < .5 else value(key, known)
-        add(f"\nNow {heard} as {key}" * (i > 1) + f"\nconcerns: memory {key}")
-        add(f" {known}", i > 1)
-        add(", heard")
-        add(f" {heard}", i > 1)
+
+    def heard(key):
+        return memory[key] if rng.random() < .5 else value(key, memory[key])
+    if level == 2:
+        task = make_task("trap", rng.getrandbits(30), "train")
+        memory = {k: value(k) for k in task["memory"]}
+        [claim] = task["moves"]
+        claim = {**claim, "said": heard(claim["key"])}
+        env = CallEnv({**task, "memory": memory, "moves": [claim]})
+        first, _ = env.reset()
+        out.extend(grpo.message_ids(tokenizer, "system", env.system_prompt) + grpo.message_ids(tokenizer, "user", first) +
+                   grpo.reply_ids(tokenizer), 0)
+        claims = [(claim["key"], claim["said"])]
+    else:
+        out.extend([tokenizer.pad_token_id], 0)                         # gives the first token a predecessor
+        if rng.random() < 0.3:
+            row = rng.sample([*FACTS, *(w for kind in kinds for w in VALUES[kind])], rng.randint(4, 16))
+            for again, words in enumerate((row, row, row[rng.randrange(len(row)):])):
+                for word in words:
+                    add(f" {word}", again)
+            return out
+        memory = {k: value(k) for k in rng.sample(list(FACTS), rng.randint(2, 5))}
+        add("memory: " + ", ".join(f"{k} {v}" for k, v in memory.items()) + "\n")
+    for key in rng.choices(list(memory), k=8):
+        add(f" {key}")
+        add(f" {memory[key]}", 1)
         add(",")
-        add(" agrees" if heard == known else " differs", 1)
-        if heard != known:
+    for key, said in claims + [(key, "") for key in rng.choices(list(memory), k=3 * (level > 0))]:
+        if not said:
+            said = heard(key)
+            add(f"\nNow {said} as {key}")
+        add(f"\nconcerns: memory {key}")
+        add(f" {memory[key]}", 1)
+        add(", heard")
+        add(f" {said}", 1)
+        add(" agrees" if said == memory[key] else " differs", 1)
+        if said != memory[key]:
             for piece in re.split(r"( \{[vs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|")).replace("{o}", key)):
-                add(piece.format(v=known, s=heard), "{" in piece)
+                add(piece.format(v=memory[key], s=said), "{" in piece)
     return out
 
 
@@ -1264,25 +1287,32 @@ def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int, engine) -
 
 
 def measure(run: userrl.Run, label: str, policy) -> None:
-    e = run.evaluate(label, lambda: evaluate(run.s, policy))
+    e = run.evaluate(label, lambda: evaluate(run.s, policy, 8 if label == "base" else 1))      # it rambles to every limit
     print(f"-- {label}: valid {e['fidelity']['valid turns'][0]:.1f} %, strategy on traps {e['adversarial']['Strategy'][0]:.1f}, on twins "
           f"{e['adversarial']['Twins'][0]:.1f}, session total {e['session']['Total'][0]:.1f}", flush=True)
 
 
-def learn(run: userrl.Run, phases: tuple[str, ...]) -> None:
-    """Run the phases ("sft", "rl") one after the other, evaluating before and after; go on from a checkpoint if asked."""
+def learn(run: userrl.Run, phases: tuple[str, ...], begin: Path | None = None) -> None:
+    """Run the phases ("sft", "rl") one after the other, evaluating before and after; go on from a checkpoint if asked.
+    A run that has no checkpoint yet goes on from `begin`, if it exists."""
     s = run.s
 
     def texts():
         return [m["content"] for number in range(1800) for m in example(dataclasses.replace(s, mode="full", teacher=""), number)]
-    model, tokenizer, optimizer = userrl.first_policy(run, texts)
+    model, tokenizer, optimizer = userrl.first_policy(run, texts, begin)
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     if not optimizer:
         measure(run, "base" if "sft" in phases else "start", engine)
-    draw = lambda *at: lesson(s, tokenizer, *at)
+
+    def sft(optimizer, first):
+        def draw(step, number):
+            if s.model == "tiny" and step == int(s.reading * s.sft_steps) + 1 and run.writes:     # where the baselines begin
+                grpo.save_checkpoint(run.path / "read", model, tokenizer, optimizer,
+                                     {"phase": "sft", "step": step - 1, "numbers": list(range(grpo.world()))})
+            return lesson(s, tokenizer, step, number)
+        userrl.train_sft(run, model, tokenizer, optimizer, first, draw, s.reading if s.model == "tiny" else 0.0)
     userrl.run_phases(run, phases, model, optimizer, tell=lambda label: measure(run, label, engine), teach={
-        "sft": lambda optimizer, first: userrl.train_sft(run, model, tokenizer, optimizer, first, draw),
-        "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, engine)})
+        "sft": sft, "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, engine)})
 
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -1300,7 +1330,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> N
             print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
             again = run.s.resume and (run.path / mode / "config.json").exists()
             part = userrl.Run(dataclasses.replace(run.s, name=run.path.name, mode=mode, resume=again), command, mode)
-            learn(part, ("sft",))
+            learn(part, ("sft",), run.path / "read")
             evals[mode.replace("_", " ")] = part.evals["SFT"]
         measure(run, "teacher", s.slip)
     except userrl.Stop:

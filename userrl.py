@@ -54,6 +54,8 @@ class Settings:
     vocab_size: int = 2048
     hidden: int = 128
     layers: int = 3
+    heads: int = 4
+    head_dim: int = 32
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
     slip: float = 0.2               # how careless: probability of a poor move
@@ -445,15 +447,16 @@ def lesson(s: Settings, tokenizer, user, step: int, number: int) -> tuple[list, 
     return batch, number
 
 
-def train_sft(run: Run, model, tokenizer, optimizer, first: int, draw) -> None:
-    """The cold start: next-token prediction on what a demonstrator said.  draw(step, number) is a `lesson`."""
+def train_sft(run: Run, model, tokenizer, optimizer, first: int, draw, hold: float = 0.0) -> None:
+    """The cold start: next-token prediction on what a demonstrator said.  draw(step, number) is a `lesson`; the learning
+    rate falls only after a share `hold` of the steps."""
     s, start = run.s, time.time()
     number = run.state.get("numbers", range(grpo.world()))[grpo.rank()]    # of this process's next demonstration
     for step in range(first + 1, s.sft_steps + 1):
         began = time.time()
         batch, number = draw(step, number)
-        m = grpo.sft_step(model, optimizer, batch, lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05),
-                          micro_tokens=s.micro_tokens)
+        m = grpo.sft_step(model, optimizer, batch, micro_tokens=s.micro_tokens,
+                          lr=grpo.lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05, hold=hold))
         run.log("metrics.jsonl", {"phase": "sft", "step": step, **m})
         gb = peak_gb()
         run.log("times.jsonl", {"phase": "sft", "step": step, "seconds": time.time() - began, "gb": gb})
@@ -637,15 +640,16 @@ def with_workers(s, command: str, file: str) -> None:
     team.extend(grpo.join(s.workers if cpu else 1, [file, command, *settings]))
 
 
-def first_policy(run: Run, texts) -> tuple:
-    """(model, tokenizer, optimizer): the run's checkpoint if it goes on (else no optimizer), a tiny model made from scratch
-    with the vocabulary of texts(), or --model.  What was logged after the checkpoint is dropped."""
-    s, folder, optimizer = run.s, run.path / "checkpoint", None
-    if s.resume and grpo.complete_checkpoint(str(folder)):
-        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(folder, device=s.device or None)
+def first_policy(run: Run, texts, begin=None) -> tuple:
+    """(model, tokenizer, optimizer): the run's checkpoint if it goes on, or the one at `begin`; else, without an optimizer, a
+    tiny model made from scratch with the vocabulary of texts(), or --model.  What was logged after the checkpoint is dropped."""
+    s, optimizer = run.s, None
+    found = [f for f in [run.path / "checkpoint"] * s.resume + [begin] * bool(begin) if grpo.complete_checkpoint(str(f))]
+    if found:
+        model, tokenizer, optimizer, run.state = grpo.load_checkpoint(found[0], device=s.device or None)
     elif s.model == "tiny":
-        model, tokenizer = grpo.tiny_policy(texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, ffn=2 * s.hidden,
-                                            seed=s.seed)
+        model, tokenizer = grpo.tiny_policy(texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads,
+                                            head_dim=s.head_dim, ffn=2 * s.hidden, seed=s.seed)
         model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         model, tokenizer = grpo.load_policy(s.model, device=s.device or None)

@@ -27,7 +27,7 @@ CLAIM = dict(kind="claim", trap="false urgency", key="deadline", said="Monday", 
 TRUE = {**CLAIM, "said": "Friday", "true": True}
 GOOD = """<think>
 intent: claim deadline
-concerns: memory deadline Friday, heard Monday, differs
+concerns: memory deadline Friday, heard Monday differs
 plan: challenge deadline
 state: trust down, patience down
 tone: firm, brief, polite
@@ -43,7 +43,7 @@ end: no
 state: trust 3, emotion 5, patience 5, participation 5
 say: Honestly, no, the deadline is Friday, not Monday, please.
 </answer>"""
-NAIVE = GOOD.replace("memory deadline Friday, heard Monday, differs", "deadline sounds fine").replace("challenge deadline", "confirm deadline").replace(
+NAIVE = GOOD.replace("memory deadline Friday, heard Monday differs", "deadline sounds fine").replace("challenge deadline", "confirm deadline").replace(
     "trust down, patience down", "trust up").replace("trust 3", "trust 6").replace("patience 5", "patience 6").replace(
     "no, the deadline is Friday, not Monday", "yes, the deadline is right")
 
@@ -184,7 +184,7 @@ def test_a_good_turn_has_everything():
 @pytest.mark.parametrize("component, old, new", [
     ("tags", "</answer>", ""), ("length", GOOD[8:GOOD.index("</think>")], "no\n"), ("fields", "topic: stay", "topic: sing"),
     ("consistency", "Honestly, no", "No"), ("consistency", ", please", ""), ("consistency", "please", "please, for I have told you so many times before today"),
-    ("reasoning", "claim deadline", "ask deadline"), ("reasoning", "deadline Friday, heard Monday, differs", "deadline Monday, heard Monday, agrees"),
+    ("reasoning", "claim deadline", "ask deadline"), ("reasoning", "deadline Friday, heard Monday differs", "deadline Monday, heard Monday agrees"),
     ("reasoning", "trust 3", "trust 8"), ("reasoning", "trust 3", "trust 0"), ("reasoning", "open: refund, date", "open: date"),
     ("alignment", "plan: challenge deadline\nreply", "plan: accept 50\nreply"), ("alignment", "end: no", "end: yes"),
     ("alignment", "the deadline is Friday, not Monday", "that is wrong"), ("strategy", "no, the deadline is Friday, not Monday", "yes, it is Monday"),
@@ -232,7 +232,7 @@ def test_refusing_everything_or_believing_everything_is_below_average_over_traps
     for policy in (GOOD, NAIVE):
         both = [reward(turn(policy.replace("not Monday", f"not {m['said']}"), m).scores) for m in (CLAIM, TRUE)]
         assert sum(both) / 2 < 4.0 and min(both) < 2.6 < max(both)
-    doubt = GOOD.replace("the deadline is Friday, not Monday", "I doubt that").replace("memory deadline Friday, heard Monday, differs", "deadline sounds odd")
+    doubt = GOOD.replace("the deadline is Friday, not Monday", "I doubt that").replace("memory deadline Friday, heard Monday differs", "deadline sounds odd")
     assert sum(reward(turn(doubt, m).scores) for m in (CLAIM, TRUE)) / 2 < honest_average()
 
 
