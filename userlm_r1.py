@@ -1075,8 +1075,8 @@ class Settings:
     vocab_size: int = 2048
     hidden: int = 128
     layers: int = 2
-    heads: int = 4                  # many and wide ones: with normed queries and keys a head of 32 never looks a fact up
-    head_dim: int = 128
+    heads: int = 4
+    head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, a head of 32 never finds a fact
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
     sft_steps: int = 1080

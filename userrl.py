@@ -607,6 +607,9 @@ def measure(run: Run, label: str, policy, user) -> None:
     tasks = run.s.eval_tasks if label != "untrained" else -(-run.s.eval_tasks // 8)      # it rambles to every limit
     macro = run.evaluate(label, lambda: evaluate(run.s, policy, user, tasks))["macro"]
     print(f"-- {label}: macro-average return {macro['return']:.3f} ± {macro['ci95']:.3f} on held-out tasks", flush=True)
+    spoken, replaced = grpo.summed([getattr(user, "spoken", 0), getattr(user, "replaced", 0)])
+    if spoken:
+        print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said by the rules", flush=True)
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:

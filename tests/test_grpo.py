@@ -634,6 +634,8 @@ def test_learning_moves_the_right_way(fresh, trajs):
 def test_lr_schedule():
     s = [grpo.lr_schedule(i, 10, 1.0, warmup=0.2) for i in range(10)]
     assert s[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and s[6] == pytest.approx(0.5) and 0 < s[9] < 0.05
+    held = [grpo.lr_schedule(i, 10, 1.0, warmup=0.2, hold=0.5) for i in range(10)]
+    assert held[:2] == s[:2] and held[2:6] == [1.0] * 4 and held[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 4 / 5)))
     assert [grpo.lr_schedule(i, 4, 2.0, 0.0, "constant") for i in range(4)] == [2.0] * 4
 
 

@@ -2,6 +2,7 @@
 import functools
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -352,6 +353,31 @@ def test_the_user_in_a_gym_never_changes_what_is_understood_or_said():
 def test_gym_lines_are_one_line_each():
     lines = u.gym_lines(2)
     assert len(lines) > 50 and not any("\n" in x for x in lines)
+
+
+def test_drills_train_only_what_can_be_known():
+    """A drill that trained a value nobody could know taught the model to guess: every trained value stands in the memory (or
+    was heard just before), the verdict is the comparison, and no held-out value is ever a fact's own."""
+    _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
+    checked = {0: 0, 1: 0, 2: 0}
+    for level in checked:
+        for i in range(40):
+            t = u.drill(tokenizer, random.Random(i), level)
+            text = tokenizer.decode(t.ids).split("memory: ")
+            if len(text) == 1:                                          # a row of words, three times
+                assert level < 2 and sum(t.mask) > len(t.mask) / 3
+                continue
+            listed, _, rest = text[1].partition("\n")
+            memory = dict(pair.split(" ") for pair in listed.split(", "))
+            assert not any(v in u.VALUES[u.FACTS[k]] and u.held_out(k, v) for k, v in memory.items())
+            lookups = re.findall(r"(?:^|,|\n)(?:assistant\n)? ?([a-z]+) (\w+)(?=,)", rest.partition("concerns")[0])
+            assert sum(memory.get(k) == v for k, v in lookups) >= 8
+            for key, known, heard, word in re.findall(r"memory ([a-z]+) (\w+), heard (\w+) (agrees|differs)", rest):
+                assert memory[key] == known and (known == heard) == (word == "agrees")
+                checked[level] += 1
+            trained = "".join(tokenizer.decode([x]) for x, m in zip(t.ids, t.mask) if m).split()
+            assert set(trained) <= {*memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs"}
+    assert checked[0] == 0 and checked[1] > 50 and checked[2] == 160
 
 
 # ---- files and the command line
