@@ -1079,14 +1079,14 @@ class Settings:
     head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, a head of 32 never finds a fact
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 1080
-    sft_tokens: int = 3000          # of demonstrations, per optimiser step
+    sft_steps: int = 1140
+    sft_demos: int = 8              # demonstrations per optimiser step, the same ones in every mode
     sft_lr: float = 7e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
-    reading: float = 0.45           # share of the SFT steps in which a tiny model only reads drills
+    reading: float = 0.43           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
     # GRPO
-    steps: int = 20
+    steps: int = 16
     tasks: int = 16                 # per step
     calls: float = 0.125            # share of whole calls; the rest are single turns, two of three with a claim
     group: int = 8
@@ -1101,8 +1101,8 @@ class Settings:
     rows: int = 96
     context: int = 2048
     max_new_tokens: int = 160
-    eval_traps: int = 20            # per trap type, and as many twins
-    eval_calls: int = 48
+    eval_traps: int = 15            # per trap type, and as many twins
+    eval_calls: int = 32
     eval_temperature: float = 0.7
     index: int = 0                  # profile, chat: which scenario
     save_every: int = 50
@@ -1114,7 +1114,7 @@ class Settings:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
         if unknown := set(self.baselines.split(",")) - {*MODES, ""}:
             raise ValueError(f"--baselines are some of {', '.join(MODES)}, not {unknown.pop()!r}")
-        least = {"group": 2, "workers": 1, "temperature": 1e-3, "eval_temperature": 0, "sft_tokens": 1, "tasks": 1, "rows": 1,
+        least = {"group": 2, "workers": 1, "temperature": 1e-3, "eval_temperature": 0, "sft_demos": 1, "tasks": 1, "rows": 1,
                  "context": 64, "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
                  "eval_calls": 1, "layers": 1}
         userrl.check_ranges(self, least)
@@ -1157,20 +1157,20 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, ask)
 
 
-def lesson(s: Settings, tokenizer, step: int, number: int) -> tuple[list, int]:
-    """This process's trajectories of an SFT step, and the number of its next demonstration.
+def lesson(s: Settings, tokenizer, step: int) -> list:
+    """This process's trajectories of an SFT step.
 
     A model made from scratch begins with drills, short ones first; then come single turns, whole calls in the second half.
     """
-    tiny, used, share = s.model == "tiny", 0, slice(grpo.rank(), None, grpo.world())
+    tiny, share = s.model == "tiny", slice(grpo.rank(), None, grpo.world())
     read = step / s.sft_steps / (s.reading or 1e-9) if tiny else 9.0        # up to 1 it only reads
     progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0
     drills = range(s.drills if read <= 0.8 else s.drills // 2 if read <= 1 else s.drills // 8)[share] if tiny else []
     batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), (read > .4) + (read > .8)) for i in drills]
-    while read > 1 and used < s.sft_tokens / grpo.world():
-        batch.append(grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)))
-        number, used = number + grpo.world(), used + len(batch[-1].ids)
-    return batch, number
+    if read > 1:
+        demos = range(step * s.sft_demos, (step + 1) * s.sft_demos)[share]
+        batch += [grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)) for number in demos]
+    return batch
 
 
 def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
@@ -1309,7 +1309,7 @@ def learn(run: userrl.Run, phases: tuple[str, ...], begin: Path | None = None) -
             if s.model == "tiny" and step == int(s.reading * s.sft_steps) + 1 and run.writes:     # where the baselines begin
                 grpo.save_checkpoint(run.path / "read", model, tokenizer, optimizer,
                                      {"phase": "sft", "step": step - 1, "numbers": list(range(grpo.world()))})
-            return lesson(s, tokenizer, step, number)
+            return lesson(s, tokenizer, step), number
         userrl.train_sft(run, model, tokenizer, optimizer, first, draw, s.reading if s.model == "tiny" else 0.0)
     userrl.run_phases(run, phases, model, optimizer, tell=lambda label: measure(run, label, engine), teach={
         "sft": sft, "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, engine)})

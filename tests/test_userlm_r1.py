@@ -14,7 +14,7 @@ import userlm_r1 as u
 import userrl
 
 PERSONA = u.Persona("Maria", 34, "nurse", "Turin", "ISTJ", "slow", "brief", "patient", "polite", "honestly", "works nights")
-SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--drills=6", "--sft_steps=4", "--sft_tokens=600", "--steps=3", "--tasks=2", "--calls=0.5",
+SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--drills=6", "--sft_steps=4", "--sft_demos=2", "--steps=3", "--tasks=2", "--calls=0.5",
          "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700", "--workers=1"]
 
 
