@@ -278,7 +278,7 @@ concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees 
   or new CONCERN, or open CONCERNS (always one line)
 plan: accept N | reject N | counter N | ask CONCERN | challenge FACT | confirm FACT | inform FACT | end
 state: which of trust, emotion, patience, participation go up or down, or steady
-tone: calm | firm | warm, brief | chatty, polite | blunt
+tone: calm | firm | warm, brief | chatty, polite | blunt, says PHRASE
 </think>
 <answer>
 your dynamic profile, the same eight lines from open to state, updated (a state moves by 2 at most)
@@ -566,7 +566,7 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
         [c for c in env.open if c not in plan.split()] if plan.startswith("ask") else env.open
     steps = ", ".join(f"{k} {'up' if d > 0 else 'down'}" for k, d in r.moves.items()) or "steady"
     think = {"intent": intent, "concerns": check, "plan": plan, "state": steps,
-             "tone": f"{r.tone}, {p.verbosity}, {p.manner}"}
+             "tone": f"{r.tone}, {p.verbosity}, {p.manner}, says {p.phrase}"}
     profile = Dynamic(keep, r.touched, keep[0] if keep else "none", r.topic if plan == r.plan else "stay", plan,
                       r.tone, plan == "end", state)
     earlier = [t.reply.say for t in env.log]
@@ -1218,6 +1218,9 @@ def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
         add(f" {key}")
         add(f" {memory[key]}", 1)
         add(",")
+    if level == 2:
+        add(" says")
+        add(f" {task['persona'].phrase}", 1)
     for key, said in claims + [(key, "") for key in rng.choices(list(memory), k=3 * (level > 0))]:
         if not said:
             said = heard(key)

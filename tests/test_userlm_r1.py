@@ -31,7 +31,7 @@ intent: claim deadline
 concerns: memory deadline Friday, heard Monday differs
 plan: challenge deadline
 state: trust down, patience down
-tone: firm, brief, polite
+tone: firm, brief, polite, says honestly
 </think>
 <answer>
 open: refund, date
@@ -376,7 +376,7 @@ def test_drills_train_only_what_can_be_known():
                 assert memory[key] == known and (known == heard) == (word == "agrees")
                 checked[level] += 1
             trained = "".join(tokenizer.decode([x]) for x, m in zip(t.ids, t.mask) if m).split()
-            assert set(trained) <= {*memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs"}
+            assert set(trained) <= {*memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs", *u.PHRASES.split()}
     assert checked[0] == 0 and checked[1] > 50 and checked[2] == 160
 
 
