@@ -1076,14 +1076,15 @@ class Settings:
     hidden: int = 128
     layers: int = 2
     heads: int = 4
+    kv_heads: int = 4
     head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, a head of 32 never finds a fact
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 1140
+    sft_steps: int = 1250
     sft_demos: int = 8              # demonstrations per optimiser step, the same ones in every mode
-    sft_lr: float = 7e-3            # for the tiny model; a real checkpoint wants 1e-5
+    sft_lr: float = 6e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
-    reading: float = 0.43           # share of the SFT steps in which a tiny model only reads drills
+    reading: float = 0.48           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
     # GRPO
     steps: int = 16
@@ -1165,15 +1166,15 @@ def lesson(s: Settings, tokenizer, step: int) -> list:
     tiny, share = s.model == "tiny", slice(grpo.rank(), None, grpo.world())
     read = step / s.sft_steps / (s.reading or 1e-9) if tiny else 9.0        # up to 1 it only reads
     progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0
-    drills = range(s.drills if read <= 0.8 else s.drills // 2 if read <= 1 else s.drills // 8)[share] if tiny else []
-    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), (read > .4) + (read > .8)) for i in drills]
+    drills = range(s.drills if read <= 0.87 else s.drills // 2 if read <= 1 else s.drills // 8)[share] if tiny else []
+    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), read > 0.87) for i in drills]
     if read > 1:
         demos = range(step * s.sft_demos, (step + 1) * s.sft_demos)[share]
         batch += [grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)) for number in demos]
     return batch
 
 
-def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
+def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
 
     Facts are listed, looked up again and again, and compared with what is heard.  Short lists first: there heads that find
@@ -1194,7 +1195,7 @@ def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
 
     def heard(key):
         return memory[key] if rng.random() < .5 else value(key, memory[key])
-    if level == 2:
+    if prompted:
         task = make_task("trap", rng.getrandbits(30), "train")
         memory = {k: value(k) for k in task["memory"]}
         [claim] = task["moves"]
@@ -1218,10 +1219,10 @@ def drill(tokenizer, rng: random.Random, level: int) -> grpo.Trajectory:
         add(f" {key}")
         add(f" {memory[key]}", 1)
         add(",")
-    if level == 2:
+    if prompted:
         add(" says")
         add(f" {task['persona'].phrase}", 1)
-    for key, said in claims + [(key, "") for key in rng.choices(list(memory), k=3 * (level > 0))]:
+    for key, said in claims + [(key, "") for key in rng.choices(list(memory), k=3)]:
         if not said:
             said = heard(key)
             add(f"\nNow {said} as {key}")

@@ -359,13 +359,13 @@ def test_drills_train_only_what_can_be_known():
     """A drill that trained a value nobody could know taught the model to guess: every trained value stands in the memory (or
     was heard just before), the verdict is the comparison, and no held-out value is ever a fact's own."""
     _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
-    checked = {0: 0, 1: 0, 2: 0}
-    for level in checked:
+    checked = {False: 0, True: 0}
+    for prompted in checked:
         for i in range(40):
-            t = u.drill(tokenizer, random.Random(i), level)
+            t = u.drill(tokenizer, random.Random(i), prompted)
             text = tokenizer.decode(t.ids).split("memory: ")
             if len(text) == 1:                                          # a row of words, three times
-                assert level < 2 and sum(t.mask) > len(t.mask) / 3
+                assert not prompted and sum(t.mask) > len(t.mask) / 3
                 continue
             listed, _, rest = text[1].partition("\n")
             memory = dict(pair.split(" ") for pair in listed.split(", "))
@@ -374,10 +374,10 @@ def test_drills_train_only_what_can_be_known():
             assert sum(memory.get(k) == v for k, v in lookups) >= 8
             for key, known, heard, word in re.findall(r"memory ([a-z]+) (\w+), heard (\w+) (agrees|differs)", rest):
                 assert memory[key] == known and (known == heard) == (word == "agrees")
-                checked[level] += 1
+                checked[prompted] += 1
             trained = "".join(tokenizer.decode([x]) for x, m in zip(t.ids, t.mask) if m).split()
             assert set(trained) <= {*memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs", *u.PHRASES.split()}
-    assert checked[0] == 0 and checked[1] > 50 and checked[2] == 160
+    assert checked[False] > 50 and checked[True] == 160
 
 
 # ---- files and the command line
