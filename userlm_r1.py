@@ -1077,7 +1077,7 @@ class Settings:
     layers: int = 2
     heads: int = 4
     kv_heads: int = 4
-    head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, a head of 32 never finds a fact
+    head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, heads of 32 never found a fact
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
     sft_steps: int = 1250
@@ -1178,8 +1178,8 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
 
     Facts are listed, looked up again and again, and compared with what is heard.  Short lists first: there heads that find
-    "what came after this word" appear in 300 steps, in a whole prompt (prompted) they would not; once they are there, they
-    learn to find it in a prompt within 100.  Any word is any fact's value (never a held-out pair), or it would be guessed
+    "what came after this word" appear in 300 to 500 steps, in whole prompts (prompted) not in 600; once they are there,
+    some 100 steps teach them to find it in a prompt.  Any word is any fact's value (never a held-out pair), or it would be guessed
     from the fact's name.  Three in ten short drills say a row of words again.
     """
     out = grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
