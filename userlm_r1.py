@@ -1158,19 +1158,24 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, ask)
 
 
+def reading_steps(s: Settings) -> int:
+    """The SFT steps at the beginning in which a model made from scratch only reads drills."""
+    return int(s.reading * s.sft_steps) if s.model == "tiny" else 0
+
+
 def lesson(s: Settings, tokenizer, step: int) -> list:
     """This process's trajectories of an SFT step.
 
     A model made from scratch begins with drills, short ones first; then come single turns, whole calls in the second half.
     """
-    tiny, share = s.model == "tiny", slice(grpo.rank(), None, grpo.world())
-    read = step / s.sft_steps / (s.reading or 1e-9) if tiny else 9.0        # up to 1 it only reads
-    progress = (step / s.sft_steps - s.reading) / (1 - s.reading) if tiny else 1.0
-    drills = range(s.drills if read <= 0.87 else s.drills // 2 if read <= 1 else s.drills // 8)[share] if tiny else []
-    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), read > 0.87) for i in drills]
-    if read > 1:
+    tiny, last, share = s.model == "tiny", reading_steps(s), slice(grpo.rank(), None, grpo.world())
+    prompted = step >= 0.87 * last
+    drills = range(s.drills // 8 if step > last else s.drills // 2 if prompted else s.drills)[share] if tiny else []
+    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), prompted) for i in drills]
+    if step > last:
+        whole = not tiny or step - last > 0.5 * (s.sft_steps - last)
         demos = range(step * s.sft_demos, (step + 1) * s.sft_demos)[share]
-        batch += [grpo.demo_trajectory(tokenizer, example(s, number, progress > 0.5)) for number in demos]
+        batch += [grpo.demo_trajectory(tokenizer, example(s, number, whole)) for number in demos]
     return batch
 
 
@@ -1310,11 +1315,10 @@ def learn(run: userrl.Run, phases: tuple[str, ...], begin: Path | None = None) -
 
     def sft(optimizer, first):
         def draw(step, number):
-            if s.model == "tiny" and step == int(s.reading * s.sft_steps) + 1 and run.writes:     # where the baselines begin
-                grpo.save_checkpoint(run.path / "read", model, tokenizer, optimizer,
-                                     {"phase": "sft", "step": step - 1, "numbers": list(range(grpo.world()))})
+            if s.model == "tiny" and step == reading_steps(s) + 1 and run.writes:      # where the baselines begin
+                grpo.save_checkpoint(run.path / "read", model, tokenizer, optimizer, {"phase": "sft", "step": step - 1})
             return lesson(s, tokenizer, step), number
-        userrl.train_sft(run, model, tokenizer, optimizer, first, draw, s.reading if s.model == "tiny" else 0.0)
+        userrl.train_sft(run, model, tokenizer, optimizer, first, draw, hold=reading_steps(s) / (s.sft_steps or 1))
     userrl.run_phases(run, phases, model, optimizer, tell=lambda label: measure(run, label, engine), teach={
         "sft": sft, "rl": lambda optimizer, first: train_rl(run, model, tokenizer, optimizer, first, engine)})
 
