@@ -67,8 +67,13 @@ CHAT_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content 
 
 
 def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=256,
-                max_len=4096, init=0.1, seed=0):
-    """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`."""
+                max_len=4096, init=0.1, mimetic=False, seed=0):
+    """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`.
+
+    `mimetic` starts attention where training would bring it: query @ key near the identity, value @ output near its
+    negative (Trockman & Kolter 2023, arXiv 2305.09828), and one number the same in all embeddings, so that heads can
+    attend by position alone. Such a model learns to look up "what followed this word" several times sooner.
+    """
     bpe = Tokenizer(models.BPE())
     # A newline is always its own token, so that "user\n" + text encodes to the tokens of its two halves.
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "isolated"),
@@ -88,6 +93,13 @@ def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_hea
     with torch.random.fork_rng(devices=[]):                             # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)
         model = Qwen3ForCausalLM(config).float()
+    if mimetic:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[:, 0] = 10 * init       # tied to the output: adds the same to all logits
+            for a in (layer.self_attn for layer in model.model.layers):
+                q, v = a.q_proj.weight.view(kv_heads, -1, hidden), a.v_proj.weight.view(kv_heads, 1, head_dim, hidden)
+                a.k_proj.weight.copy_(q[:, :head_dim].flatten(0, 1))    # the first query head of each group
+                a.o_proj.weight.copy_(-v.expand(-1, heads // kv_heads, -1, -1).reshape(-1, hidden).T)
     return model.eval(), tokenizer
 
 

@@ -1076,15 +1076,16 @@ class Settings:
     hidden: int = 128
     layers: int = 2
     heads: int = 4
-    kv_heads: int = 4
-    head_dim: int = 128             # as wide as Qwen3's: with normed queries and keys, heads of 32 never found a fact
+    kv_heads: int = 2
+    head_dim: int = 64
+    mimetic: bool = True            # without it, heads that look a fact up took three times the drills
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 1250
+    sft_steps: int = 900
     sft_demos: int = 8              # demonstrations per optimiser step, the same ones in every mode
     sft_lr: float = 6e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
-    reading: float = 0.48           # share of the SFT steps in which a tiny model only reads drills
+    reading: float = 0.28           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
     # GRPO
     steps: int = 16
@@ -1145,13 +1146,14 @@ def judge_of(address: str):
     return Judge(remote(address)) if address else None
 
 
-LESSONS = "call trap twin other trap twin other other note".split()      # what is demonstrated, in turn
+LESSONS = "call trap twin other trap twin other other note".split()      # what is demonstrated, each twice: two processes
+                                                                        # have the same to do and do not wait for each other
 
 
 def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     """One demonstration of the teacher as chat messages; whole calls only if asked for."""
     (sops, personas), ask = tables(s), remote(s.teacher) if s.teacher else None
-    rng, kind = random.Random(f"{s.seed}/demo/{number}"), LESSONS[number % len(LESSONS)]
+    rng, kind = random.Random(f"{s.seed}/demo/{number}"), LESSONS[number // 2 % len(LESSONS)]
     kind = "other" if kind == "call" and not whole else kind
     task = note_task(rng.choice(gym_lines()), make_persona(rng), number) if kind == "note" else \
         make_task(kind, number, "train", sops, personas)
@@ -1169,7 +1171,7 @@ def lesson(s: Settings, tokenizer, step: int) -> list:
     A model made from scratch begins with drills, short ones first; then come single turns, whole calls in the second half.
     """
     tiny, last, share = s.model == "tiny", reading_steps(s), slice(grpo.rank(), None, grpo.world())
-    prompted = step >= 0.87 * last
+    prompted = step >= 0.6 * last
     drills = range(s.drills // 8 if step > last else s.drills // 2 if prompted else s.drills)[share] if tiny else []
     batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), prompted) for i in drills]
     if step > last:

@@ -57,6 +57,7 @@ class Settings:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
+    mimetic: bool = False           # attention begins near the identity (userlm_r1.py's does)
     # cold start (SFT) on a careless scripted demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, one after the other; RL has later ones
     slip: float = 0.2               # how careless: probability of a poor move
@@ -653,7 +654,7 @@ def first_policy(run: Run, texts, begin=None) -> tuple:
         model, tokenizer, optimizer, run.state = grpo.load_checkpoint(found[0], device=s.device or None)
     elif s.model == "tiny":
         model, tokenizer = grpo.tiny_policy(texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads,
-                                            kv_heads=s.kv_heads, head_dim=s.head_dim, ffn=2 * s.hidden, seed=s.seed)
+                                            kv_heads=s.kv_heads, head_dim=s.head_dim, ffn=2 * s.hidden, mimetic=s.mimetic, seed=s.seed)
         model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         model, tokenizer = grpo.load_policy(s.model, device=s.device or None)
