@@ -247,10 +247,11 @@ def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> di
     if trap == "overload":        # one of three facts is false; if none, the total speaks
         lied = rng.choice(OVERLOAD)
         key = OVERLOAD[-1] if true else lied
-    lie = draw_value(rng, key, split, memory[key])
-    claim = dict(kind="claim", trap=trap, key=key, said=memory[key] if true else lie, true=true)
+    said = memory[key] if true else draw_value(rng, key, split, memory[key])
+    heard = {k: memory[k] for k in (OVERLOAD if trap == "overload" else [key])}
+    claim = dict(kind="claim", trap=trap, key=key, said=said, heard={**heard, key: said})
     asked = rng.choice([k for k in keys if k != key])
-    offers = [best - rng.choice([10, 20]), best][rng.choice([0, 0, 1]):]
+    offers = [max(10, best - rng.choice([10, 20])), best][rng.choice([0, 0, 1]):]
     moves = {"A": [dict(kind="ask", key=asked)], "C": [claim], "X": [dict(kind="remark", key=sop.excites)],
              "O": [dict(kind="offer", n=n, last=n == best) for n in offers], "E": [dict(kind="close")]}
     if kind == "call":
@@ -273,9 +274,9 @@ MODES = ("full", "no_reasoning", "static")                              # static
 INSTRUCTION = "You are the caller. Think in five steps, update your profile, then speak."
 FORMAT = """You play a person who calls a service desk, never the agent. Check every claim against your memory. Answer so:
 <think>
-intent: what the agent does: greet | ask FACT | claim FACT | offer NUMBER | remark CONCERN | close
-concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees | differs; least NUMBER, enough | too low
-  or new CONCERN, or open CONCERNS (always one line)
+intent: what the agent does: greet | ask FACT | claim FACTS | offer NUMBER | remark CONCERN | close
+concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees | differs (each fact); least NUMBER,
+  enough | too low; new CONCERN, or open CONCERNS (always one line)
 plan: accept N | reject N | counter N | ask CONCERN | challenge FACT | confirm FACT | inform FACT | end
 state: which of trust, emotion, patience, participation go up or down, or steady
 tone: calm | firm | warm, brief | chatty, polite | blunt, says PHRASE
@@ -405,14 +406,16 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
         return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5}, memory[key],
                      {"participation": 1}, [], keep)
     if kind == "claim":
-        key, said = move["key"], move["said"]
         # the fact's name is followed by its value in the memory only: looking it up is one step for a small model
-        intent, known = f"claim {key}", f"memory {key} {memory[key]}, heard {said}"
-        if said == memory[key]:
-            return Right(intent, known + " agrees", f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
-                         {"trust": 1, "emotion": 1}, [], keep)
-        acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
-        return Right(intent, known + " differs", f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
+        verdicts = {k: "agrees" if v == memory[k] else "differs" for k, v in move["heard"].items()}
+        intent = "claim " + ", ".join(verdicts)
+        known = ", ".join(f"memory {k} {memory[k]}, heard {move['heard'][k]} {x}" for k, x in verdicts.items())
+        if lies := [k for k, x in verdicts.items() if x == "differs"]:
+            acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
+            return Right(intent, known, f"challenge {lies[0]}", acts, memory[lies[0]], {"trust": -2, "patience": -1}, [], keep,
+                         tone="firm")
+        return Right(intent, known, f"confirm {list(verdicts)[-1]}", {"confirm": 1, "inform": .7, "accept": .7}, "",
+                     {"trust": 1, "emotion": 1}, [], keep)
     if kind == "offer":
         n = move["n"]
         if n >= least:
@@ -486,11 +489,12 @@ class CallEnv:
         self.move, task = self.queue[0], self.task
         kind, sop = self.move["kind"], task["sop"]
         if kind == "claim":
-            said = {**task["memory"], self.move["key"]: self.move["said"]}
-            text = self.rng.choice(TRAPS[self.move["trap"]][1].split("|")).format(v=self.move["said"], **said)
+            said = {**task["memory"], **self.move["heard"], "v": self.move["said"]}
+            text = self.rng.choice(TRAPS[self.move["trap"]][1].split("|")).format(**said)
         else:
             text = self.rng.choice(AGENT["last" if self.move.get("last") else kind].split("|")).format(
-                desk=sop.desk.capitalize(), k=self.move.get("key", ""), n=self.move.get("n", ""), u=sop.unit)
+                desk=sop.desk, k=self.move.get("key", ""), n=self.move.get("n", ""), u=sop.unit)
+            text = text[0].upper() + text[1:]
         self.open = excite(self.open, text, sop)
         return (react + " " + text).strip()
 
@@ -550,8 +554,8 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
     if rng.random() < slip * (1 if kind == "claim" else .4):
         if kind == "claim":
             trusting = rng.random() < .8
-            believed = {**move, "said": task["memory"][move["key"]] if trusting else "?"}
-            check, value = f"{move['key']} sounds {'fine' if trusting else 'odd'}", False
+            believed = {**move, "heard": {k: task["memory"][k] if trusting else "?" for k in move["heard"]}}
+            check, value = f"{list(move['heard'])[-trusting]} sounds {'fine' if trusting else 'odd'}", False
         elif kind == "offer":
             low = move["n"] < task["least"]
             check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more", f"counter {task['goal'][1]}")
@@ -881,12 +885,12 @@ def goal_reached(env: CallEnv) -> float:
     if env.deal is None:
         deal = float(task["best"] < task["least"])
     else:
-        above = (env.deal - task["least"]) / max(task["best"] - task["least"], 10)
-        deal = 0.5 + 0.5 * above if above >= 0 else 0.0
+        above = (env.deal - task["least"]) / (task["best"] - task["least"]) if task["best"] > task["least"] else 1
+        deal = 0.5 + 0.5 * above if env.deal >= task["least"] else 0.0
     minor = task["open"][1:]
     raised = sum(c not in env.open for c in minor) / len(minor) if minor else 1.0
     last = env.log[-1]
-    return 0.6 * min(deal, 1.0) + 0.2 * raised + 0.2 * (last.act == "end" and last.right.plan == "end")
+    return 0.6 * deal + 0.2 * raised + 0.2 * (last.act == "end" and last.right.plan == "end")
 
 
 def percent(values) -> list[float]:
@@ -1063,7 +1067,7 @@ class Settings:
     model: str = "tiny"             # "tiny" (made here, from scratch), or a checkpoint folder or name; "teacher" (eval)
     device: str = ""                # empty: cuda if there is one, else cpu
     mode: str = "full"              # full | no_reasoning | static (no dynamic profile)
-    baselines: str = "no_reasoning"  # demo: modes that get the same SFT, for comparison: "no_reasoning,static"
+    baselines: str = "no_reasoning,static"      # demo: modes that get the same SFT, for comparison
     long: bool = False              # explain the format in the prompt: for models that were not trained on it
     personas: str = ""              # a JSON file of personas; empty: drawn from the tables here
     sops: str = ""                  # a JSON file of SOPs
@@ -1090,7 +1094,7 @@ class Settings:
     # GRPO
     steps: int = 16
     tasks: int = 16                 # per step
-    calls: float = 0.125            # share of whole calls; the rest are single turns, two of three with a claim
+    calls: float = 0.25             # share of whole calls; the rest are single turns, two of three with a claim
     group: int = 8
     lr: float = 2.5e-4              # for the tiny model; a real checkpoint wants 1e-6
     rl_muon: float = 10.0           # as in userrl.py, for models below ten million parameters
@@ -1100,11 +1104,11 @@ class Settings:
     drop: str = ""                  # a reward component to leave out
     clip_high: float = 0.2
     # generation, evaluation
-    rows: int = 96
+    rows: int = 64
     context: int = 2048
     max_new_tokens: int = 160
     eval_traps: int = 15            # per trap type, and as many twins
-    eval_calls: int = 32
+    eval_calls: int = 48
     eval_temperature: float = 0.7
     index: int = 0                  # profile, chat: which scenario
     save_every: int = 50
@@ -1206,12 +1210,12 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
         task = make_task("trap", rng.getrandbits(30), "train")
         memory = {k: value(k) for k in task["memory"]}
         [claim] = task["moves"]
-        claim = {**claim, "said": heard(claim["key"])}
-        env = CallEnv({**task, "memory": memory, "moves": [claim]})
+        claim = {**claim, "heard": {k: heard(k) for k in claim["heard"]}}
+        env = CallEnv({**task, "memory": memory, "moves": [{**claim, "said": claim["heard"][claim["key"]]}]})
         first, _ = env.reset()
         out.extend(grpo.message_ids(tokenizer, "system", env.system_prompt) + grpo.message_ids(tokenizer, "user", first) +
                    grpo.reply_ids(tokenizer), 0)
-        claims = [(claim["key"], claim["said"])]
+        claims = [claim["heard"]]
     else:
         out.extend([tokenizer.pad_token_id], 0)                         # gives the first token a predecessor
         if rng.random() < 0.3:
@@ -1229,18 +1233,18 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     if prompted:
         add(" says")
         add(f" {task['persona'].phrase}", 1)
-    for key, said in claims + [(key, "") for key in rng.choices(list(memory), k=3)]:
-        if not said:
-            said = heard(key)
-            add(f"\nNow {said} as {key}")
-        add(f"\nconcerns: memory {key}")
-        add(f" {memory[key]}", 1)
-        add(", heard")
-        add(f" {said}", 1)
-        add(" agrees" if said == memory[key] else " differs", 1)
-        if said != memory[key]:
-            for piece in re.split(r"( \{[vs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|")).replace("{o}", key)):
-                add(piece.format(v=memory[key], s=said), "{" in piece)
+    for said in claims + [{key: heard(key)} for key in rng.choices(list(memory), k=3)]:
+        lies = [k for k, v in said.items() if v != memory[k]]
+        if said not in claims:
+            add("\nNow " + " ".join(f"{v} as {k}" for k, v in said.items()))
+        for i, (k, v) in enumerate(said.items()):
+            add(f", memory {k}" if i else f"\nconcerns: memory {k}")
+            add(f" {memory[k]}", 1)
+            add(", heard")
+            add(f" {v}", 1)
+            add(" differs" if k in lies else " agrees", 1)
+        for piece in re.split(r"( \{[ovs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|"))) * bool(lies):
+            add(piece.format(o=lies[0], v=memory[lies[0]], s=said[lies[0]]), "{" in piece)
     return out
 
 

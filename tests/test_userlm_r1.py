@@ -24,8 +24,8 @@ def task(*moves, open=("refund", "date"), best=60):
                 trap="false urgency", moves=list(moves))
 
 
-CLAIM = dict(kind="claim", trap="false urgency", key="deadline", said="Monday", true=False)
-TRUE = {**CLAIM, "said": "Friday", "true": True}
+CLAIM = dict(kind="claim", trap="false urgency", key="deadline", said="Monday", heard={"deadline": "Monday"})
+TRUE = {**CLAIM, "said": "Friday", "heard": {"deadline": "Friday"}}
 GOOD = """<think>
 intent: claim deadline
 concerns: memory deadline Friday, heard Monday differs
@@ -117,6 +117,31 @@ def test_eleven_traps_and_a_twin_differs_by_nothing_but_the_truth():
         if trap["trap"] != "overload":
             assert said[0].replace(a["said"], "_") == said[1].replace(b["said"], "_")
         assert u.right(trap, a, trap["open"]).plan.startswith("challenge") and u.right(twin, b, twin["open"]).plan.startswith("confirm")
+
+
+def test_an_overload_wants_every_fact_compared():
+    """Its reasoning named just one of the three facts, the false one: which it is could not be known before all are compared,
+    and a trained user stayed at 13 of 100."""
+    memory = dict(notice="12", start="Monday", total="50")
+    claim = dict(kind="claim", trap="overload", key="start", said="Friday", heard=dict(notice="12", start="Friday", total="50"))
+    r = u.right({**task(claim), "memory": memory}, claim, ["refund"])
+    assert (r.intent, r.plan, r.must) == ("claim notice, start, total", "challenge start", "Monday")
+    assert r.check == "memory notice 12, heard 12 agrees, memory start Monday, heard Friday differs, memory total 50, heard 50 agrees"
+    twin = {**claim, "key": "total", "said": "50", "heard": memory}
+    assert u.right({**task(twin), "memory": memory}, twin, ["refund"]).plan == "confirm total"
+    for i in range(9, 440, 11):                                             # a careless teacher's words give nothing away either
+        t = u.make_task("trap", i, "train")
+        said = u.demonstration(u.CallEnv(t), random.Random(i), 1.0)[-1]["content"]
+        assert re.search("concerns: (total sounds fine|notice sounds odd)\n", said)
+
+
+def test_what_the_agent_says_makes_sense():
+    """A desk offered "0 euro" (and a model took it), and greeted as "this is the Parcel desk"."""
+    for i in range(300):
+        moves = u.make_task("call", i, "test")["moves"]
+        assert all(m["n"] >= 10 for m in moves if m["kind"] == "offer")
+    greetings = {u.CallEnv(u.make_task("call", i, "test")).reset()[0] for i in range(60)}
+    assert any("this is the parcel desk" in g for g in greetings) and any(g.startswith("Parcel desk,") for g in greetings)
 
 
 def test_facts_of_the_test_split_are_never_true_in_training():
@@ -275,6 +300,16 @@ def test_an_invented_fact_is_in_the_ledger():
     assert [(r["value"], r["asked"], r["known"]) for r in u.ledger(env)] == [("tuesday", False, False), ("38", False, True)]
 
 
+def test_taking_all_there_is_reaches_the_goal():
+    """Where the agent's best is just the caller's least, taking it counted as half a deal: nobody could reach more than 0.7."""
+    for best, deal, goal in ((50, 50, .6), (70, 50, .3), (70, 60, .45), (70, 70, .6), (50, 40, 0), (40, 40, 0), (40, None, .6), (50, None, 0)):
+        env = u.CallEnv(task(dict(kind="greet"), dict(kind="close"), best=best))
+        env.reset()
+        u.run(env.turn(GOOD))
+        env.deal = deal
+        assert u.goal_reached(env) == pytest.approx(goal)
+
+
 def test_ending_at_once_reaches_nothing():
     env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")))
     env.reset()
@@ -359,7 +394,7 @@ def test_drills_train_only_what_can_be_known():
     """A drill that trained a value nobody could know taught the model to guess: every trained value stands in the memory (or
     was heard just before), the verdict is the comparison, and no held-out value is ever a fact's own."""
     _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
-    checked = {False: 0, True: 0}
+    checked, overloads = {False: 0, True: 0}, 0
     for prompted in checked:
         for i in range(40):
             t = u.drill(tokenizer, random.Random(i), prompted)
@@ -375,9 +410,14 @@ def test_drills_train_only_what_can_be_known():
             for key, known, heard, word in re.findall(r"memory ([a-z]+) (\w+), heard (\w+) (agrees|differs)", rest):
                 assert memory[key] == known and (known == heard) == (word == "agrees")
                 checked[prompted] += 1
+            overloads += bool(re.search("rule nine|and so on", rest))
+            for spoken in re.findall(r"say: (.+)", rest):
+                said = set(re.findall(r"\w+", spoken))
+                assert any(known in said and heard != known and key in said
+                           for key, known, heard in re.findall(r"memory ([a-z]+) (\w+), heard (\w+)", rest))
             trained = "".join(tokenizer.decode([x]) for x, m in zip(t.ids, t.mask) if m).split()
-            assert set(trained) <= {*memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs", *u.PHRASES.split()}
-    assert checked[False] > 50 and checked[True] == 160
+            assert set(trained) <= {*memory, *memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs", *u.PHRASES.split()}
+    assert checked[False] > 50 and overloads and checked[True] == 160 + 2 * overloads        # three facts there, not one
 
 
 # ---- files and the command line
