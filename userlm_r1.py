@@ -275,7 +275,7 @@ INSTRUCTION = "You are the caller. Think in five steps, update your profile, the
 FORMAT = """You play a person who calls a service desk, never the agent. Check every claim against your memory. Answer so:
 <think>
 intent: what the agent does: greet | ask FACT | claim FACTS | offer NUMBER | remark CONCERN | close
-concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees | differs (each fact); least NUMBER,
+concerns: what memory and goal say to it: memory FACT VALUE, heard VALUE agrees | differs (until one differs); least NUMBER,
   enough | too low; new CONCERN, or open CONCERNS (always one line)
 plan: accept N | reject N | counter N | ask CONCERN | challenge FACT | confirm FACT | inform FACT | end
 state: which of trust, emotion, patience, participation go up or down, or steady
@@ -407,14 +407,17 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
                      {"participation": 1}, [], keep)
     if kind == "claim":
         # the fact's name is followed by its value in the memory only: looking it up is one step for a small model
-        verdicts = {k: "agrees" if v == memory[k] else "differs" for k, v in move["heard"].items()}
-        intent = "claim " + ", ".join(verdicts)
-        known = ", ".join(f"memory {k} {memory[k]}, heard {move['heard'][k]} {x}" for k, x in verdicts.items())
-        if lies := [k for k, x in verdicts.items() if x == "differs"]:
+        known = []
+        for key, said in move["heard"].items():                         # one after the other, until one is false
+            false = said != memory[key]
+            known.append(f"memory {key} {memory[key]}, heard {said} {'differs' if false else 'agrees'}")
+            if false:
+                break
+        intent, check = "claim " + ", ".join(move["heard"]), ", ".join(known)
+        if false:
             acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
-            return Right(intent, known, f"challenge {lies[0]}", acts, memory[lies[0]], {"trust": -2, "patience": -1}, [], keep,
-                         tone="firm")
-        return Right(intent, known, f"confirm {list(verdicts)[-1]}", {"confirm": 1, "inform": .7, "accept": .7}, "",
+            return Right(intent, check, f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
+        return Right(intent, check, f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
                      {"trust": 1, "emotion": 1}, [], keep)
     if kind == "offer":
         n = move["n"]
@@ -1085,14 +1088,14 @@ class Settings:
     mimetic: bool = True            # without it, heads that look a fact up took three times the drills
     # SFT on the scripted teacher; every demonstration is a new task
     slip: float = 0.5               # how often the teacher does not check a claim
-    sft_steps: int = 900
+    sft_steps: int = 800
     sft_demos: int = 8              # demonstrations per optimiser step, the same ones in every mode
     sft_lr: float = 6e-3            # for the tiny model; a real checkpoint wants 1e-5
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
-    reading: float = 0.28           # share of the SFT steps in which a tiny model only reads drills
+    reading: float = 0.31           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
     # GRPO
-    steps: int = 16
+    steps: int = 12
     tasks: int = 16                 # per step
     calls: float = 0.25             # share of whole calls; the rest are single turns, two of three with a claim
     group: int = 8
@@ -1234,7 +1237,6 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
         add(" says")
         add(f" {task['persona'].phrase}", 1)
     for said in claims + [{key: heard(key)} for key in rng.choices(list(memory), k=3)]:
-        lies = [k for k, v in said.items() if v != memory[k]]
         if said not in claims:
             add("\nNow " + " ".join(f"{v} as {k}" for k, v in said.items()))
         for i, (k, v) in enumerate(said.items()):
@@ -1242,9 +1244,11 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
             add(f" {memory[k]}", 1)
             add(", heard")
             add(f" {v}", 1)
-            add(" differs" if k in lies else " agrees", 1)
-        for piece in re.split(r"( \{[ovs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|"))) * bool(lies):
-            add(piece.format(o=lies[0], v=memory[lies[0]], s=said[lies[0]]), "{" in piece)
+            add(" agrees" if v == memory[k] else " differs", 1)
+            if v != memory[k]:
+                for piece in re.split(r"( \{[ovs]\})", "\nsay: " + rng.choice(SAY["challenge"].split("|"))):
+                    add(piece.format(o=k, v=memory[k], s=v), "{" in piece)
+                break
     return out
 
 
