@@ -28,6 +28,7 @@ import random
 import re
 import sys
 import time
+import weakref
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ import userrl                           # the run folder, the SFT loop and the c
 # ---------------------------------------------------------------------------------------------- profiles
 
 STATES = ("trust", "emotion", "patience", "participation")              # 0 to 10; may move by 2 a turn
-NEED = {"verbosity": ("brief", "chatty"), "manner": ("polite", "blunt"), "patience": ("patient", "hasty"),
+STYLES = {"verbosity": ("brief", "chatty"), "manner": ("polite", "blunt"), "patience": ("patient", "hasty"),
         "rate": ("slow", "fast")}
 
 
@@ -79,7 +80,8 @@ def read_persona(text: str) -> Persona:
 
 
 def checked(p: Persona) -> Persona:
-    for key, allowed in NEED.items():
+    """p itself; ValueError if a style is none of STYLES."""
+    for key, allowed in STYLES.items():
         if getattr(p, key) not in allowed:
             raise ValueError(f"persona field {key!r} is one of {', '.join(allowed)}, not {getattr(p, key)!r}")
     return p
@@ -88,13 +90,13 @@ def checked(p: Persona) -> Persona:
 def make_persona(rng: random.Random) -> Persona:
     pick = lambda table: rng.choice(table.split())
     return Persona(pick(NAMES), rng.randint(20, 69), pick(JOBS), pick(CITIES), pick(TYPES),
-                   *(rng.choice(NEED[k]) for k in ("rate", "verbosity", "patience", "manner")), pick(PHRASES),
+                   *(rng.choice(STYLES[k]) for k in ("rate", "verbosity", "patience", "manner")), pick(PHRASES),
                    rng.choice(LIVES.split("|")))
 
 
 @dataclass
 class Dynamic:
-    """The dynamic profile DP(t): what the user writes anew every turn, and `memory` and `goal`, which stay."""
+    """The dynamic profile DP(t): what the user writes anew every turn; `memory` and `goal` stand in the prompt only."""
     open: list[str]                     # concerns not settled yet: the primary one first, then minor ones
     touched: list[str] = field(default_factory=list)                    # Touched Concerns, by the agent's turn
     core: str = "none"                  # Core Issues: what matters most now
@@ -167,12 +169,6 @@ def all_sops() -> list[SOP]:
     return out
 
 
-def note_task(text: str, persona: Persona, index) -> dict:
-    """A single turn in which the user has just one thing to say: how a gym's user speaks."""
-    return dict(id=f"note-{index}", kind="note", sop=all_sops()[0], persona=persona, memory={}, least=0, best=0,
-                goal=("answer", 0, 0), open=["answer"], state=dict.fromkeys(STATES, 5), trap="", note=text, moves=[dict(kind="note")])
-
-
 def split_sops(split: str, sops: list[SOP]) -> list[SOP]:
     """The fifth SOP of each domain is for testing; a file with fewer serves both."""
     seen, parts = Counter(), {"train": [], "test": []}
@@ -180,6 +176,11 @@ def split_sops(split: str, sops: list[SOP]) -> list[SOP]:
         seen[sop.domain] += 1
         parts["test" if seen[sop.domain] % 5 == 0 else "train"].append(sop)
     return parts[split] or sops
+
+
+# fields that must come back from the text format, or be found in what is said
+PLAIN = {**dict.fromkeys(("concern", "excites", "phrase"), "[a-z]+"), "minor": "[a-z]+( [a-z]+)*", "case": "[a-z]+ [a-z]+",
+         "steps": "[ACOX]*E"}
 
 
 def load_table(path: str, kind: type) -> list:
@@ -193,20 +194,14 @@ def load_table(path: str, kind: type) -> list:
     out = []
     for i, row in enumerate(rows):
         for f in dataclasses.fields(kind):
-            want = int if f.type == "int" else str
-            value = row.get(f.name) if isinstance(row, dict) else None
-            # no commas, dots or line breaks: they would not come back from the text format
-            if type(value) is not want or want is str and not re.fullmatch(r"[\w' -]+", value):
+            value, fits = row.get(f.name) if isinstance(row, dict) else None, PLAIN.get(f.name, r"[\w'-]+( [\w'-]+)*")
+            if not (type(value) is int and 0 <= value <= 120 if f.type == "int" else type(value) is str and re.fullmatch(fits, value)):
                 raise ValueError(f"{path}: entry {i}: field {f.name!r} must be "
-                                 f"{'a whole number' if want is int else 'plain words'}, not {value!r:.40}")
+                                 f"{'a whole number up to 120' if f.type == 'int' else 'plain words, ' + fits}, not {value!r:.40}")
         if unknown := set(row) - {f.name for f in dataclasses.fields(kind)}:
             raise ValueError(f"{path}: entry {i}: unknown field {sorted(unknown)[0]!r}")
-        out.append(kind(**row))
         try:
-            if kind is Persona:
-                checked(out[-1])
-            elif not re.fullmatch("[ACOX]*E", out[-1].steps) or len(out[-1].case.split()) != 2:
-                raise ValueError("steps are letters of ACOX and then E, a case is two words")
+            out.append(checked(kind(**row)) if kind is Persona else kind(**row))
         except ValueError as error:
             raise ValueError(f"{path}: entry {i}: {error}") from None
     return out
@@ -226,7 +221,13 @@ def draw_value(rng, key, split, other_than=None) -> str:
 
 
 def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> dict:
-    """Kinds: "call" (a whole one) and the single turns "trap", "twin" (the same trap, but true) and "other"."""
+    """Kinds: "call" (a whole one) and the single turns "trap", "twin" (the same trap, but true) and "other".
+
+    Keys of a task: id, kind, sop, persona, memory (fact -> value), goal (concern, wanted, least), best (the most the agent will go
+    to), open (concerns, the primary one first), state, trap ("" if there is none) and the agent's moves: dicts of kind greet,
+    ask (key), claim (trap; heard, what is claimed of which fact; key and said, the one that matters), offer (n, last), remark
+    (key), close.
+    """
     rng = random.Random(f"{split}/{'trap' if kind == 'twin' else kind}/{index}")
     sop = rng.choice(split_sops(split, sops or all_sops()))
     persona = rng.choice(personas) if personas else make_persona(rng)
@@ -257,7 +258,7 @@ def make_task(kind: str, index: int, split: str, sops=None, personas=None) -> di
     if kind == "call":
         task["moves"] = [dict(kind="greet"), *(m for step in sop.steps for m in moves[step])]
     elif kind == "other":
-        task["moves"] = [rng.choice([dict(kind="greet"), *(m for step in "AOOXE" for m in moves[step])])]
+        task["moves"] = [rng.choice([dict(kind="greet"), *(m for step in "AOXEE" for m in moves[step])])]
     else:
         task["moves"] = [claim]
     if any(m["kind"] == "claim" for m in task["moves"]):
@@ -311,7 +312,7 @@ def read_reply(text: str, mode: str = "full") -> Reply:
         steps = re.fullmatch("\n".join(rf"{k}: *(.+)" for k in STEPS), match[1])
         out.think = dict(zip(STEPS, steps.groups())) if steps else None
     opening = "" if mode == "no_reasoning" else r"<think>\n.*\n</think>\n"
-    once = all(text.count(tag) == (tag in opening or "answer" in tag) for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    once = all(text.count(tag) == (tag in opening + "<answer></answer>") for tag in ("<think>", "</think>", "<answer>", "</answer>"))
     out.tags = once and bool(re.fullmatch(opening + r"<answer>\n.*\n</answer>", text, re.S))
     if answer := re.search(r"<answer>\n(.*?)\n</answer>", text, re.S):
         before, said, after = answer[1].rpartition("say: ")
@@ -331,40 +332,40 @@ def valid(reply: Reply, mode: str = "full") -> bool:
                 and (reply.profile or mode == "static"))
 
 
-ACTS = {"end": r"\b(good ?bye|bye|that is all|hang up)\b",
-        "challenge": r"\b(not (true|right|correct)|wrong|incorrect|doubt|prove|proof|odd)\b|^(\w+, )?no, (it|the|my)\b|, not \w+",
-        "reject": r"\b(not (take|accept|want|enough)|refuse|reject|no thanks?)\b",
+NOT = r"(\bnot|\bnever|\bcannot|n't)"
+ACTS = {"end": r"(?<!n't )(?<!not )\b(good ?bye|bye|that is all|hang up)\b",
+        "challenge": rf"\b(wrong|incorrect|doubt|prove|proof|odd)\b|{NOT}( \w+){{0,3}} (true|right|correct)\b|^(\w+, )?no, (it|the|my)\b|"
+                     r"\bis [\w-]+, not (?!bad)\w+",
+        "reject": rf"\b(refuse|reject|no thanks?|no deal)\b|{NOT}( \w+){{0,2}} (take|accept|want|enough|agree)\b",
         "counter": r"\b(too low|want|need|make it|at least|rather)\b.*\d|\d.*\b(or nothing|would be fair)\b",
         "accept": r"\b(accept|agreed|agree|deal|i take|take it)\b", "ask": r"\?",
-        "confirm": r"\b(right|correct|indeed|true|yes)\b", "inform": r"\w+ \w+"}
+        "confirm": r"\b(right|correct|indeed|true|yes)\b", "inform": r"\w"}
 
 
 def act_of(say: str) -> str:
     """What the words do: the first of ACTS that they match, "none" if nothing was said."""
-    return next((act for act, pattern in ACTS.items() if re.search(pattern, say.lower())), "none")
+    return next((act for act, pattern in ACTS.items() if re.search(pattern, say.lower().replace("’", "'"))), "none")
 
 
-def bigrams(text: str) -> set:
-    said = re.findall(r"\w+", text.lower())
-    return set(zip(said, said[1:]))
+def speech_faults(say: str, prompt: str = "", agent: str = "", earlier=(), facts=()) -> list[str]:
+    """What makes words unfit to be a person's turn.  Any of these and the turn carries out nothing.
 
-
-def speech_faults(say: str, prompt: str = "", agent: str = "", earlier=()) -> list[str]:
-    """What makes words unfit to be a person's turn.  Any of these and the turn carries out nothing."""
-    said, found = re.findall(r"\w+", say.lower()), []
-    grams = set(zip(*(said[i:] for i in range(5))))
-    read = re.findall(r"\w+", prompt.lower())
+    facts: words that may be said again (names and values the caller knows) without parroting the agent.
+    """
+    words = lambda text: re.findall(r"\w+", text.lower())
+    grams = lambda text, n, but=(): set(zip(*([w for w in words(text) if w not in but][i:] for i in range(n))))
+    said, own, found = words(say), grams(say, 2, facts), []
     if not said:
         found.append("empty")
-    marks = re.search(r"[<>{}\[\]]|\b(\w+):|\bas an ai\b|\b(my|your) profile\b", say, re.I)
-    if marks or grams & set(zip(*(read[i:] for i in range(5)))):
+    if re.search(rf"[<>{{}}\[\]]|\b({'|'.join([*STEPS, *WHOLE, 'say', 'who', 'style', 'life'])}):|\bas an ai\b|\b(my|your) profile\b", say,
+                 re.I) or grams(say, 5) & grams(prompt, 5):
         found.append("leak")
     if re.search(r"\b(how (can|may) i help|i can offer|we can offer|our (policy|manager|customers?)|your (call|case) is|assist you|"
                  r"happy to help|is there anything else)\b", say, re.I):
         found.append("role flip")
-    if len(said) > 3 and len(bigrams(say) & bigrams(agent)) >= 0.6 * len(bigrams(say)):
+    if len(own) > 2 and len(own & grams(agent, 2, facts)) >= 0.6 * len(own):
         found.append("parrot")
-    again = len(said) > 3 and any(re.findall(r"\w+", e.lower()) == said for e in earlier)
+    again = len(said) > 3 and any(words(e) == said for e in earlier)
     if again or len(said) > 7 and len(set(said)) < len(said) / 2:
         found.append("repeat")
     if re.search(r"^\s*([-*•]|\d+[.)])|\bfirst(ly)?\b.*\bsecond(ly)?\b|\bi understand your\b", say,
@@ -382,10 +383,10 @@ class Right:
     check: str
     plan: str
     acts: dict[str, float]              # act -> how good it is here
-    must: str = ""                      # what the best act has to mention
+    open: list[str]                     # concerns still open after a good turn
+    must: str = ""                      # what the best act has to mention: a word, or "#number", "#note"
     moves: dict[str, int] = field(default_factory=dict)                 # state -> how it moves
     touched: list[str] = field(default_factory=list)
-    open: list[str] = field(default_factory=list)                       # concerns still open after a good turn
     topic: str = "stay"
     tone: str = "calm"
 
@@ -393,18 +394,22 @@ class Right:
     def core(self) -> str:
         return self.open[0] if self.open else "none"
 
+    @property
+    def steps(self) -> str:
+        return ", ".join(f"{k} {'up' if d > 0 else 'down'}" for k, d in self.moves.items()) or "steady"
+
 
 def right(task: dict, move: dict, open_: list[str]) -> Right:
-    """The rules of a good call, one branch a move.  The memory decides what is true, `least` what is enough."""
-    (concern, want, least), memory, kind = task["goal"], task["memory"], move["kind"]
-    keep = list(open_)
+    """The rules of a good call, one branch a move.  The memory decides what is true, `least` what is enough (an offer that is
+    enough is best taken at once)."""
+    (concern, want, least), memory, kind, keep = task["goal"], task["memory"], move["kind"], list(open_)
     if kind == "greet":
-        return Right("greet", f"open {concern}, {task['sop'].case}", f"inform {concern}", {"inform": 1}, concern,
-                     {"participation": 1}, [], keep)
+        return Right("greet", f"open {concern}, {task['sop'].case}", f"inform {concern}", {"inform": 1}, keep, concern,
+                     moves={"participation": 1})
     if kind == "ask":
         key = move["key"]
-        return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5}, memory[key],
-                     {"participation": 1}, [], keep)
+        return Right(f"ask {key}", f"memory {key} {memory[key]}", f"inform {key}", {"inform": 1, "confirm": .5}, keep, memory[key],
+                     moves={"participation": 1})
     if kind == "claim":
         # the fact's name is followed by its value in the memory only: looking it up is one step for a small model
         known = []
@@ -415,28 +420,26 @@ def right(task: dict, move: dict, open_: list[str]) -> Right:
                 break
         intent, check = "claim " + ", ".join(move["heard"]), ", ".join(known)
         if false:
-            acts = {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}
-            return Right(intent, check, f"challenge {key}", acts, memory[key], {"trust": -2, "patience": -1}, [], keep, tone="firm")
-        return Right(intent, check, f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, "",
-                     {"trust": 1, "emotion": 1}, [], keep)
+            return Right(intent, check, f"challenge {key}", {"challenge": 1, "reject": .5, "inform": .5, "ask": .5}, keep, memory[key],
+                         moves={"trust": -2, "patience": -1}, tone="firm")
+        return Right(intent, check, f"confirm {key}", {"confirm": 1, "inform": .7, "accept": .7}, keep, moves={"trust": 1, "emotion": 1})
     if kind == "offer":
-        n = move["n"]
+        n, rest = move["n"], [c for c in keep if c != concern]
         if n >= least:
-            return Right(f"offer {n}", f"least {least}, enough", f"accept {n}", {"accept": 1, "counter": .7}, "",
-                         {"trust": 1, "emotion": 2}, [concern], [c for c in keep if c != concern], tone="warm")
-        return Right(f"offer {n}", f"least {least}, too low", f"counter {want}", {"counter": 1, "reject": .6, "ask": .3}, "number",
-                     {"emotion": -1, "patience": -1}, [concern], keep, tone="firm")
+            return Right(f"offer {n}", f"least {least}, enough", f"accept {n}", {"accept": 1, "counter": .7}, rest,
+                         moves={"trust": 1, "emotion": 2}, touched=[concern], tone="warm")
+        return Right(f"offer {n}", f"least {least}, too low", f"counter {want}", {"counter": 1, "reject": .6, "ask": .3}, keep, "#number",
+                     moves={"emotion": -1, "patience": -1}, touched=[concern], tone="firm")
     if kind == "note":
-        return Right("ask note", "note", "inform note", dict.fromkeys(ACTS, 1.0), "note", {"participation": 1}, [], keep)
+        return Right("ask note", "note", "inform note", dict.fromkeys(ACTS, 1.0), keep, "#note", moves={"participation": 1})
     if kind == "remark":
         key = move["key"]
-        return Right(f"remark {key}", f"new {key}", f"ask {key}", {"ask": 1, "challenge": .5, "reject": .5}, key,
-                     {"emotion": -1}, [key], [c for c in keep if c != key])
-    rest = [c for c in keep if c != concern]                            # close: minor concerns first, then goodbye
-    if rest:
-        return Right("close", "open " + ", ".join(rest), f"ask {rest[0]}", {"ask": 1}, rest[0], {}, [],
-                     [c for c in keep if c != rest[0]], "shift")
-    return Right("close", "open none", "end", {"end": 1}, "", {}, [], keep, "close", "calm" if keep else "warm")
+        return Right(f"remark {key}", f"new {key}", f"ask {key}", {"ask": 1, "challenge": .5, "reject": .5},
+                     [c for c in keep if c != key], key, moves={"emotion": -1}, touched=[key])
+    if rest := [c for c in keep if c != concern]:                       # close: minor concerns first, then goodbye
+        return Right("close", "open " + ", ".join(rest), f"ask {rest[0]}", {"ask": 1}, [c for c in keep if c != rest[0]], rest[0],
+                     topic="shift")
+    return Right("close", "open none", "end", {"end": 1}, keep, topic="close", tone="calm" if keep else "warm")
 
 
 # ---------------------------------------------------------------------------------------------- the call
@@ -477,7 +480,7 @@ class CallEnv:
 
     def reset(self) -> tuple[str, dict]:
         task = self.task
-        self.rng, self.log, self.queue = random.Random(task["id"]), [], list(task["moves"])
+        self.rng, self.log, self.queue = random.Random(task["id"].replace("twin", "trap")), [], list(task["moves"])
         self.open, self.deal, self.deaf, self.closes, self.over = list(task["open"]), None, 0, 0, False
         self.profile = Dynamic(list(task["open"]), core=(task["open"] or ["none"])[0], state=dict(task["state"]),
                                memory=task["memory"], goal=task["goal"])
@@ -504,13 +507,16 @@ class CallEnv:
     def turn(self, text: str):
         reply, move = read_reply(text, self.mode), self.move
         earlier = [t.reply.say for t in self.log]
-        faults = speech_faults(reply.say, self.system_prompt.replace(self.task.get("note", "\n\n"), ""), self.agent, earlier)
+        faults = speech_faults(reply.say, self.system_prompt.replace(self.task.get("note", "\n\n"), ""), self.agent, earlier,
+                               {w.lower() for pair in self.task["memory"].items() for w in pair})
         act = "none" if faults else act_of(reply.say)
         t = Turn(self.task, self.mode, self.system_prompt, self.agent, move, right(self.task, move, self.open), self.profile,
                  reply, earlier, faults, act)
         t.scores = score(t)
-        if self.user:
-            t.scores = {**t.scores, **verdict((yield judge_prompt(t)), t.scores)}
+        if self.user and not faults:                                    # unfit words are not worth a judge's time
+            judged = verdict((yield judge_prompt(t)))
+            self.user.unused += not judged
+            t.scores = {**t.scores, **judged}
         self.log.append(t)
         self.profile = reply.profile or self.profile
         self.agent = feedback = self.answer(t)
@@ -553,12 +559,12 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
     Careless, it trusts a claim unread or distrusts it unread, takes what is offered or asks for more, forgets what is open.
     """
     task, move, p = env.task, env.move, env.task["persona"]
-    kind, believed, check, plan, value = move["kind"], move, None, None, True
+    kind, believed, check, plan, knows = move["kind"], move, None, None, True
     if rng.random() < slip * (1 if kind == "claim" else .4):
         if kind == "claim":
             trusting = rng.random() < .8
             believed = {**move, "heard": {k: task["memory"][k] if trusting else "?" for k in move["heard"]}}
-            check, value = f"{list(move['heard'])[-trusting]} sounds {'fine' if trusting else 'odd'}", False
+            check, knows = f"{list(move['heard'])[-trusting]} sounds {'fine' if trusting else 'odd'}", False
         elif kind == "offer":
             low = move["n"] < task["least"]
             check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more", f"counter {task['goal'][1]}")
@@ -571,23 +577,22 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
     state = {k: max(0, min(10, env.profile.state[k] + r.moves.get(k, 0))) for k in STATES}
     keep = [c for c in env.open if c != task["goal"][0]] if plan.startswith("accept") else \
         [c for c in env.open if c not in plan.split()] if plan.startswith("ask") else env.open
-    steps = ", ".join(f"{k} {'up' if d > 0 else 'down'}" for k, d in r.moves.items()) or "steady"
-    think = {"intent": intent, "concerns": check, "plan": plan, "state": steps,
+    think = {"intent": intent, "concerns": check, "plan": plan, "state": r.steps,
              "tone": f"{r.tone}, {p.verbosity}, {p.manner}, says {p.phrase}"}
     profile = Dynamic(keep, r.touched, keep[0] if keep else "none", r.topic if plan == r.plan else "stay", plan,
                       r.tone, plan == "end", state)
     earlier = [t.reply.say for t in env.log]
     for _ in range(20):
-        say = spoken(task, move, plan, value, p, rng)
+        say = spoken(task, move, plan, knows, p, rng)
         if say not in earlier:
             break
     return write_reply(think, profile, say, env.mode)
 
 
-def spoken(task, move, plan: str, value: bool, p: Persona, rng) -> str:
-    """The plan in this person's words."""
+def spoken(task, move, plan: str, knows: bool, p: Persona, rng) -> str:
+    """The plan in this person's words; who has not looked the fact up (knows) can only doubt it."""
     act, _, thing = plan.partition(" ")
-    key = "case" if move["kind"] == "greet" else "doubt" if act == "challenge" and not value else act
+    key = "case" if move["kind"] == "greet" else "doubt" if act == "challenge" and not knows else act
     noun, fault = task["sop"].case.split()
     if "note" in task:
         body = task["note"].strip()
@@ -618,18 +623,18 @@ def demonstration(env: CallEnv, rng: random.Random, slip: float, ask=None) -> li
             except Exception:                                           # a teacher that fails costs its turn, not the run
                 pass
         talk.append({"role": "assistant", "content": text})
-        feedback, _, over, _, _ = run(env.turn(text))
+        feedback, _, over, _, _ = drive(env.turn(text), env.user)
         if over:
             return talk
         talk.append({"role": "user", "content": feedback})
 
 
-def run(steps, reply=None):
-    """Drive a turn that asks nobody (or gets `reply`) to its five-tuple."""
+def drive(steps, user=None):
+    """Carry a turn's questions to `user` (nobody: None is the answer) and return its five-tuple."""
     try:
-        next(steps)
+        query = next(steps)
         while True:
-            steps.send(reply)
+            query = steps.send(user.answer([query])[0] if user else None)
     except StopIteration as stop:
         return stop.value
 
@@ -666,14 +671,18 @@ def consistency(t: Turn) -> float:
 
 
 def reasoning(t: Turn) -> float:
-    """Rubric: intent read, the right fact looked up and compared, valid state moves, concerns kept, no filler."""
-    think, r = t.reply.think, t.right
+    """Rubric: intent read, the right facts looked up and compared, states moved, policy fields kept, no filler."""
+    think, profile, r = t.reply.think, t.reply.profile, t.right
     if not think or len(set(t.reply.thought.split())) < 0.5 * len(t.reply.thought.split()):
         return 0.0
-    same = lambda a, b: float(re.findall(r"\w+", a) == re.findall(r"\w+", b))
-    state = state_fit(t) if t.reply.profile else 0.0
-    kept = float(t.reply.profile is not None and t.reply.profile.open == r.open)
-    return .25 * same(think["intent"], r.intent) + .4 * same(think["concerns"], r.check) + .25 * state + .1 * kept
+    same = lambda step, wanted: re.findall(r"\w+", think[step]) == re.findall(r"\w+", wanted)
+    state = (state_fit(t) + same("state", r.steps)) / 2 if profile else 0.0
+    kept = [profile.open == r.open, profile.touched == r.touched, profile.core == r.core, profile.topic == r.topic,
+            profile.reply == r.tone, think["tone"].startswith(r.tone)] if profile else [False]
+    return .2 * same("intent", r.intent) + .4 * same("concerns", r.check) + .2 * state + .2 * sum(kept) / len(kept)
+
+
+DENIALS = set("no not never t hardly barely but without nor neither".split())
 
 
 def carries(content: str, say: str) -> bool:
@@ -684,7 +693,7 @@ def carries(content: str, say: str) -> bool:
             meant = meant[1:]
         else:
             extra.append(word)
-    return not meant and len(extra) <= 8 and not any(w in ("no", "not", "never", "t") or w.isdigit() for w in extra)
+    return not meant and len(extra) <= 8 and not any(w in DENIALS or w.isdigit() for w in extra)
 
 
 def state_fit(t: Turn) -> float:
@@ -708,22 +717,29 @@ def alignment(t: Turn) -> float:
     return .5 * (act == t.act) + .25 * (not thing or act == "accept" or bool(about & set(said))) + .25 * agree
 
 
+def names_it(t: Turn) -> bool:
+    """Do the words bring what the best act needs here, and no fact beside it?  Who recites the whole memory did not look it up."""
+    (_, want, least), must, said = t.task["goal"], t.right.must.lower(), set(re.findall(r"[\w-]+", t.reply.say.lower()))
+    if must == "#note":
+        return carries(t.task["note"], t.reply.say)
+    if must == "#number":
+        return any(least <= int(w) <= want for w in said if w.isdecimal())
+    others = {v.lower() for v in t.task["memory"].values()} - {v.lower() for v in t.move.get("heard", {}).values()} - {must}
+    return (not must or must in said) and not (t.move["kind"] in ("ask", "claim") and others & said)
+
+
 def strategy(t: Turn) -> float:
     """Rubric: the act is good here, brings the counter-argument, and the state does not go the wrong way.
 
     A false claim wants to be challenged with the fact, a true one confirmed: refusing everything pays for neither.
     Judged by what is done, not by what is thought, so that users without reasoning are measured alike.
     """
-    r, said = t.right, t.reply.say.lower()
-    good = r.acts.get(t.act, 0.0)
-    numbers = [int(x) for x in re.findall(r"\b\d+\b", said)]
-    named = (not r.must or any(t.task["least"] <= n <= 99 for n in numbers) if r.must in ("", "number") else
-             carries(t.task["note"], t.reply.say) if r.must == "note"
-             else r.must.lower() in re.findall(r"[\w-]+", said))
-    score = good if named else 0.5 * good
+    r, profile = t.right, t.reply.profile
+    score = r.acts.get(t.act, 0.0) * (1.0 if names_it(t) else 0.5)
+    numbers = [int(x) for x in re.findall(r"\b\d+\b", t.reply.say)]
     if t.move["kind"] == "offer" and t.act == "accept" and numbers and t.move["n"] not in numbers:
         score *= 0.5                                                    # took what was not offered
-    if t.reply.profile and "trust" in r.moves and (t.reply.profile.state["trust"] - t.before.state["trust"]) * r.moves["trust"] < 0:
+    if profile and "trust" in r.moves and (profile.state["trust"] - t.before.state["trust"]) * r.moves["trust"] < 0:
         score -= 0.25                                                   # trusts a liar more, or an honest agent less
     return max(0.0, score)
 
@@ -747,11 +763,11 @@ def judge_prompt(t: Turn) -> str:
             "Answer with four lines, a whole number from 0 to 10 each:\n" + "\n".join(f"{k}: ({v})" for k, v in what.items()))
 
 
-def verdict(text, scores: dict) -> dict[str, float]:
-    """A judge's rubrics, if it gave all four once and the words were fit at all; otherwise the rules' own."""
+def verdict(text) -> dict[str, float]:
+    """A judge's rubrics in [0, 1], if it gave all four once; otherwise none, and the rules' own stand."""
     found = re.findall(r"^\W*(\w+)\W*: *(\d+)\b", str(text), re.M)
     found = [(k, int(n)) for k, n in found if k in RUBRICS and int(n) <= 10]
-    return {k: n / 10 for k, n in found} if sorted(k for k, _ in found) == sorted(RUBRICS) and scores["consistency"] > 0 else {}
+    return {k: n / 10 for k, n in found} if sorted(k for k, _ in found) == sorted(RUBRICS) else {}
 
 
 class Judge:
@@ -759,7 +775,7 @@ class Judge:
     slow = True                         # asked on threads, while other calls go on
 
     def __init__(self, ask):
-        self.ask, self.failed = ask, 0
+        self.ask, self.unused = ask, 0  # turns for which it gave no verdict
 
     def answer(self, prompts: list[str]) -> list[str]:
         out = []
@@ -767,7 +783,6 @@ class Judge:
             try:
                 out.append(str(self.ask(prompt)))
             except Exception:
-                self.failed += 1
                 out.append("")
         return out
 
@@ -811,8 +826,7 @@ AGENT = {"greet": "{desk}, what can I do for you?|Hello, this is the {desk}, how
          "close": "Is there anything else?|Can I do anything else for you?|Would that be all?"}
 REACT = {"accept": "Great.|Very good.", "reject": "A pity.|I see.", "counter": "That is a lot.|Let me see.",
          "ask": "That is arranged.|I took care of it.",
-         "challenge": "Let me note that.|I see.", "confirm": "Good.|Fine.", "inform": "Thank you.|I see.",
-         "end": "Goodbye."}
+         "challenge": "Let me note that.|I see.", "confirm": "Good.|Fine.", "inform": "Thank you.|I see."}
 
 # trap -> (the fact it is about, phrasings).  A twin says the same words, and they agree with the caller's memory.
 OVERLOAD = ["notice", "start", "total"]
@@ -867,26 +881,30 @@ TAILS = "it has been a long week|my family waits for news|I have called before|I
 # ---------------------------------------------------------------------------------------------- evaluation
 
 def ledger(env: CallEnv) -> list[dict]:
-    """What the user gave away: each fact or invented value, in which turn, whether asked for, whether known."""
-    out, kinds = [], {v.lower(): kind for kind, values in VALUES.items() for v in values}
+    """What the user gave away: each fact or invented value, in which turn, whether asked for, whether known.
+
+    Not counted: what the agent said itself, the caller's own name, age, case and goal, and what was not heard.
+    """
+    out, kinds, task = [], {v.lower(): kind for kind, values in VALUES.items() for v in values}, env.task
+    owners = {v.lower(): k for k, v in task["memory"].items()}
+    own = {task["persona"].name.lower(), str(task["persona"].age), *map(str, task["goal"][1:]), *task["sop"].case.split()}
     for i, t in enumerate(env.log):
-        (concern, *numbers), echo = t.task["goal"], set(re.findall(r"\w+", t.agent.lower()))
-        owners = {v.lower(): k for k, v in t.task["memory"].items()}
-        own = {str(n) for n in numbers} | set(t.task["sop"].case.split())
-        for word in dict.fromkeys(re.findall(r"\w+", t.reply.say.lower())):
-            if word in owners:
-                asked = t.move.get("key") == owners[word] and t.move["kind"] in ("ask", "claim")
+        kind, about = t.move["kind"], {t.move.get("key"), *t.move.get("heard", ())}
+        echo = own | set(re.findall(r"\w+", t.agent.lower()))
+        for word in dict.fromkeys(re.findall(r"\w+", t.reply.say.lower())) if t.act != "none" else ():
+            asked = owners.get(word) in about and kind in ("ask", "claim")
+            if word in owners and (asked or word not in own):
                 out.append(dict(turn=i, fact=owners[word], value=word, asked=asked, known=True))
-            elif word in kinds and word not in own | echo:
-                out.append(dict(turn=i, fact=kinds[word], value=word, asked=t.move["kind"] == "ask", known=False))
+            elif word in kinds and word not in echo and not (kind == "offer" and word.isdecimal()):     # a price, not a fact
+                out.append(dict(turn=i, fact=kinds[word], value=word, asked=kind == "ask", known=False))
     return out
 
 
 def goal_reached(env: CallEnv) -> float:
-    """0.6 the deal (none is right when nothing enough was offered), 0.2 the minor concerns, 0.2 a proper ending."""
+    """0.6 the deal (none is right if all offers were heard and none was enough), 0.2 the minor concerns, 0.2 a proper ending."""
     task = env.task
     if env.deal is None:
-        deal = float(task["best"] < task["least"])
+        deal = float(task["best"] < task["least"] and not any(m["kind"] == "offer" for m in env.queue))
     else:
         above = (env.deal - task["least"]) / (task["best"] - task["least"]) if task["best"] > task["least"] else 1
         deal = 0.5 + 0.5 * above if env.deal >= task["least"] else 0.0
@@ -919,7 +937,8 @@ def session_table(calls: list[dict]) -> dict:
 
 
 def adversarial_table(traps: list[dict], twins: list[dict]) -> dict:
-    """The first (and only) turn of each: Robotic is a flag a sample (lower is better), the rest are rubrics."""
+    """The first (and only) turn of each, under the paper's names: Robotic, any fault (a flag a sample, lower is better); CoT,
+    `reasoning`; Persona, `consistency`; Consistency, of words and plan, `alignment`."""
     first = lambda e: e["turns"][0]["scores"]
     get = lambda name: percent(first(e)[name] for e in traps)
     each = {trap: percent(first(e)["strategy"] for e in traps if e["trap"] == trap)[0] for trap in TRAPS}
@@ -957,8 +976,8 @@ def evaluate(s: Settings, policy, part: int = 1) -> dict:
     traps, calls = 11 * max(1, s.eval_traps // part), max(1, s.eval_calls // part)
     kinds = [(kind, i) for kind, n in (("trap", traps), ("twin", traps), ("call", calls))
              for i in range(n)][grpo.rank()::grpo.world()]
-    todo = [CallEnv(make_task(kind, i, "test", sops, personas), s.mode, judge=judge_of(s.eval_judge), long=s.long)
-            for kind, i in kinds]
+    judge = judge_of(s.eval_judge)
+    todo = [CallEnv(make_task(kind, i, "test", sops, personas), s.mode, judge=judge, long=s.long) for kind, i in kinds]
     if isinstance(policy, grpo.Engine):
         seeds = [(s.seed, 1, zlib.crc32(env.task["id"].encode())) for env in todo]
         grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0,
@@ -966,10 +985,12 @@ def evaluate(s: Settings, policy, part: int = 1) -> dict:
     else:
         for env in todo:
             demonstration(env, random.Random(f"{s.seed}/eval/{env.task['id']}"), policy)
-    played = [e for part in grpo.gather([record(env) for env in todo if env.log]) for e in part]
+    played = [e for theirs in grpo.gather([record(env) for env in todo if env.log]) for e in theirs]
+    [unused] = grpo.summed([judge.unused if judge else 0])
     by = {k: [e for e in played if e["kind"] == k] for k in ("trap", "twin", "call")}
     return {"session": session_table(by["call"]), "adversarial": adversarial_table(by["trap"], by["twin"]),
-            "fidelity": fidelity(by["call"]), "mode": s.mode, "judge": s.eval_judge or "rules"}
+            "fidelity": fidelity(by["call"]), "mode": s.mode,
+            "judge": (s.eval_judge or "rules") + f" (rules for {unused:.0f} turns: it failed or rambled)" * bool(unused)}
 
 
 def print_tables(evals: dict) -> None:
@@ -985,7 +1006,7 @@ def print_tables(evals: dict) -> None:
             for trap in TRAPS:
                 print(f"    strategy: {trap:30}" + "".join(f"{e[part]['traps'][trap]:10.1f}      " for e in evals.values()))
     print("(± is half a 95 % interval; Robotic: lower is better; Twins: strategy where the same words are true; judged by "
-          f"{next(iter(evals.values()))['judge']})")
+          f"{', '.join(dict.fromkeys(e['judge'] for e in evals.values()))})")
 
 
 # ---------------------------------------------------------------------------------------------- the user in the gyms
@@ -1001,6 +1022,7 @@ class UserLM:
         self.engine = grpo.Engine(model, tokenizer, rows=rows, max_len=1024)
         self.temperature, self.limit = temperature, max_new_tokens
         self.spoken = self.replaced = 0
+        self.people = weakref.WeakKeyDictionary()                       # an episode's generator -> who speaks in it
 
     def answer(self, queries: list) -> list:
         replies = self.rules.answer(queries)                            # also what is said if the model loses the content
@@ -1010,7 +1032,10 @@ class UserLM:
             options = queries[i].say.split("|")
             # the phrasing the rules chose, or, where they shrug, their shrug
             note = next((o for o in options if carries(o, replies[i])), replies[i])
-            notes.append(CallEnv(note_task(note, gym_persona(queries[i]), queries[i].rng.getrandbits(32)), self.mode, long=self.long))
+            rng = queries[i].rng
+            if rng not in self.people:
+                self.people[rng] = gym_persona(queries[i])
+            notes.append(CallEnv(note_task(note, self.people[rng], rng.getrandbits(32)), self.mode, long=self.long))
         talks = grpo.rollout(self.engine, notes, seeds=[(zlib.crc32(e.task["id"].encode()),) for e in notes],
                              temperature=self.temperature, max_new_tokens=self.limit) if notes else []
         for i, env, talk in zip(todo, notes, talks):
@@ -1023,9 +1048,14 @@ class UserLM:
 
 def load_user(path: str, noise: float = 0.0, vague: float = 0.0, device=None) -> UserLM:
     """The user of a run folder (or checkpoint) of this file, to speak in the gyms."""
-    folder = Path(path) / "checkpoint" if (Path(path) / "checkpoint").is_dir() else Path(path)
-    model, tokenizer, s = load(Settings(model=str(folder), device=device or ""))
+    model, tokenizer, s = load(Settings(model=path, device=device or ""))
     return UserLM(model, tokenizer, s.mode, noise=noise, vague=vague, long=s.long)
+
+
+def note_task(text: str, persona: Persona, index) -> dict:
+    """A single turn in which the user has just one thing to say: how a gym's user speaks."""
+    return dict(id=f"note-{index}", kind="note", sop=all_sops()[0], persona=persona, memory={}, least=0, best=0,
+                goal=("answer", 0, 0), open=["answer"], state=dict.fromkeys(STATES, 5), trap="", note=text, moves=[dict(kind="note")])
 
 
 def gym_persona(q) -> Persona:
@@ -1236,9 +1266,9 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     if prompted:
         add(" says")
         add(f" {task['persona'].phrase}", 1)
-    for said in claims + [{key: heard(key)} for key in rng.choices(list(memory), k=3)]:
+    for said in claims + [{k: heard(k) for k in rng.sample(list(memory), min(n, len(memory)))} for n in (1, 1, 3)]:
         if said not in claims:
-            add("\nNow " + " ".join(f"{v} as {k}" for k, v in said.items()))
+            add("\nNow " + ", ".join(rng.sample([f"{v} {rng.choice(['as', 'in'])} {k}" for k, v in said.items()], len(said))))
         for i, (k, v) in enumerate(said.items()):
             add(f", memory {k}" if i else f"\nconcerns: memory {k}")
             add(f" {memory[k]}", 1)
@@ -1360,7 +1390,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> N
 
 
 def demo(s: Settings) -> None:
-    """SFT and RL, and beside them SFT without reasoning."""
+    """SFT and RL, and beside them the same SFT in the other modes."""
     start(s, "demo", ("sft", "rl"), [mode for mode in s.baselines.split(",") if mode])
 
 
@@ -1371,17 +1401,23 @@ def sft(s: Settings) -> None:
 def train(s: Settings) -> None:
     if s.model == "tiny" and not s.resume:
         raise ValueError("train needs --model=<checkpoint folder>; the demo and sft make one")
-    start(s, "train", ("rl",))
+    start(as_trained(s), "train", ("rl",))
+
+
+def as_trained(s: Settings) -> Settings:
+    """The settings with the checkpoint of a run folder, if --model is one, and the format that it was trained in."""
+    folder = Path(s.model) / "checkpoint" if (Path(s.model) / "checkpoint").is_dir() else Path(s.model)
+    try:
+        saved = json.loads((folder.parent / "config.json").read_text())
+        return dataclasses.replace(s, model=str(folder), mode=saved["mode"], long=saved["long"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return s
 
 
 def load(s: Settings):
-    """(model, tokenizer), and the settings with the format it was trained in."""
-    model, tokenizer = grpo.load_policy(s.model, s.device or None)
-    try:
-        saved = json.loads((Path(s.model).parent / "config.json").read_text())
-        return model, tokenizer, dataclasses.replace(s, mode=saved["mode"], long=saved["long"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return model, tokenizer, s
+    """(model, tokenizer, settings as trained)."""
+    s = as_trained(s)
+    return *grpo.load_policy(s.model, s.device or None), s
 
 
 def eval_(s: Settings) -> None:
@@ -1412,9 +1448,10 @@ class Desk:
     def turn(self, text: str):
         reply = read_reply(text, self.env.mode)
         print(f"user   {reply.say or '(nothing that can be heard)'}")
-        while (said := input("agent  ")).strip() == "?":
+        ended = bool(reply.profile and reply.profile.end)
+        while (said := input("(it hung up) " if ended else "agent  ")).strip() == "?":
             print(text)
-        return said, 0.0, not said or bool(reply.profile and reply.profile.end), False, {}
+        return said, 0.0, ended or not said, False, {}
         yield                                                           # a generator, like every env's turn
 
 
@@ -1431,11 +1468,11 @@ def chat(s: Settings) -> None:
 
 def profile(s: Settings) -> None:
     """A persona, its dynamic profile for an SOP, and a call by the scripted teacher."""
-    env = CallEnv(make_task("call", s.index, "train", *tables(s)))
+    env = CallEnv(make_task("call", s.index, "train", *tables(s)), s.mode, long=s.long)
     talk = demonstration(env, random.Random(s.seed), s.slip)
     print(talk[0]["content"] + "\n")
     for t in env.log:
-        print(f"agent  {t.agent}\n       ({'; '.join(f'{k}: {v}' for k, v in t.reply.think.items())})\nuser   {t.reply.say}\n"
+        print(f"agent  {t.agent}\n       ({'; '.join(t.reply.thought.splitlines())})\nuser   {t.reply.say}\n"
               f"       act {t.act}, " + ", ".join(f"{c} {x:.2f}" for c, x in t.scores.items() if c in RUBRICS))
     print(f"deal {env.deal} of {env.task['best']}, goal {goal_reached(env):.2f}; told: " + ", ".join(
         f"{r['fact']} {r['value']} ({'asked' if r['asked'] else 'unasked'})" for r in ledger(env)))

@@ -143,9 +143,12 @@ class Settings:
 
 def check_ranges(s, least: dict) -> None:
     """ValueError for a number below its least (0 if `least` has none), or a run name that is no folder name."""
+    least = {**dict.fromkeys(("hidden", "layers", "heads", "kv_heads"), 1), "head_dim": 2, **least}
     for key, value in dataclasses.asdict(s).items():
         if isinstance(value, (int, float)) and not value >= least.get(key, 0):
             raise ValueError(f"--{key} must be at least {least.get(key, 0)}, not {value}")
+    if s.heads % s.kv_heads or s.head_dim % 2:
+        raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
     if not re.fullmatch(r"[\w.-]*", s.name) or s.name in (".", ".."):
         raise ValueError(f"--name is a plain folder name, not {s.name!r}")
 

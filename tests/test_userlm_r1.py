@@ -52,7 +52,7 @@ NAIVE = GOOD.replace("memory deadline Friday, heard Monday differs", "deadline s
 def turn(text, *moves, mode="full", **more):
     env = u.CallEnv(task(*(moves or [CLAIM]), **more), mode)
     env.reset()
-    u.run(env.turn(text))
+    u.drive(env.turn(text))
     return env.log[0]
 
 
@@ -112,10 +112,9 @@ def test_eleven_traps_and_a_twin_differs_by_nothing_but_the_truth():
         assert trap["memory"][a["key"]] != a["said"] and trap["memory"][b["key"]] == b["said"] and trap["trap"] == list(u.TRAPS)[i % 11]
         said = []
         for t in (trap, twin):
-            env = u.CallEnv({**t, "id": "same"})
-            said.append(env.reset()[0])
-        if trap["trap"] != "overload":
-            assert said[0].replace(a["said"], "_") == said[1].replace(b["said"], "_")
+            said.append(u.CallEnv(t).reset()[0])
+        lied = trap["memory"][a["key"]]                                     # twins drew other phrasings, and the test hid it
+        assert re.sub(rf"\b{a['said']}\b", "_", said[0]) == re.sub(rf"\b{lied}\b", "_", said[1]) or trap["memory"][b["key"]] != lied
         assert u.right(trap, a, trap["open"]).plan.startswith("challenge") and u.right(twin, b, twin["open"]).plan.startswith("confirm")
 
 
@@ -179,7 +178,9 @@ def test_random_text_never_raises():
         assert all(0 <= x <= 1 for x in t.scores.values()), (text, t.scores)
 
 
-ACTS = [("end", "That is all, goodbye."), ("end", "Thank you, bye."), ("challenge", "No, the deadline is Friday, not Monday."), ("challenge", "That is wrong."),
+ACTS = [("reject", "I cannot accept 30."), ("reject", "No deal."), ("reject", "I won't agree."), ("challenge", "That isn't true."), ("inform", "Friday."),
+        ("challenge", "I don’t think that is right."), ("inform", "It is fine, not bad."), ("inform", "Please don't hang up."),
+        ("end", "That is all, goodbye."), ("end", "Thank you, bye."), ("challenge", "No, the deadline is Friday, not Monday."), ("challenge", "That is wrong."),
         ("challenge", "I doubt that total."), ("challenge", "Can you prove that?"), ("reject", "I will not take that."), ("reject", "No thanks."),
         ("counter", "That is too low, I want 70."), ("counter", "Make it 70 and we have a deal."), ("counter", "No, I need 70."), ("accept", "Deal, I take 50."),
         ("accept", "50 is fine, I accept."), ("ask", "What about the date?"), ("confirm", "Yes, the deadline is right."), ("confirm", "That is correct."),
@@ -201,6 +202,15 @@ def test_unfit_words(fault, say):
     assert not u.speech_faults("Honestly, no, the deadline is Friday, not Monday.", PERSONA.text(), "Hurry, Monday is the deadline.")
 
 
+def test_the_truth_is_no_parrot_and_a_time_is_no_leak():
+    """Naming the fact that the agent spoke of shares its words: it was taken for parroting.  "10:30" was a profile line."""
+    facts = {"deadline", "friday"}
+    for agent in ("The deadline is Friday, so decide right now.", "Say yes today, the deadline is Monday."):
+        for say in ("The deadline is Friday.", "Yes, the deadline is Friday.", "Come at 10:30, please.", "Two things: the bill and the fee."):
+            assert u.speech_faults(say, PERSONA.text(), agent, (), facts) == []
+    assert "parrot" in u.speech_faults("Yes, decide right now.", "", "The deadline is Friday, so decide right now.", (), facts)
+
+
 # ---- rewards
 
 def test_a_good_turn_has_everything():
@@ -211,6 +221,8 @@ def test_a_good_turn_has_everything():
     ("tags", "</answer>", ""), ("length", GOOD[8:GOOD.index("</think>")], "no\n"), ("fields", "topic: stay", "topic: sing"),
     ("consistency", "Honestly, no", "No"), ("consistency", ", please", ""), ("consistency", "please", "please, for I have told you so many times before today"),
     ("reasoning", "claim deadline", "ask deadline"), ("reasoning", "deadline Friday, heard Monday differs", "deadline Monday, heard Monday agrees"),
+    ("reasoning", "state: trust down, patience down", "state: banana"), ("reasoning", "tone: firm", "tone: purple"), ("reasoning", "touched: none", "touched: date"),
+    ("reasoning", "core: refund", "core: nothing"), ("reasoning", "topic: stay", "topic: close"), ("reasoning", "reply: firm", "reply: warm"),
     ("reasoning", "trust 3", "trust 8"), ("reasoning", "trust 3", "trust 0"), ("reasoning", "open: refund, date", "open: date"),
     ("alignment", "plan: challenge deadline\nreply", "plan: accept 50\nreply"), ("alignment", "end: no", "end: yes"),
     ("alignment", "the deadline is Friday, not Monday", "that is wrong"), ("strategy", "no, the deadline is Friday, not Monday", "yes, it is Monday"),
@@ -262,7 +274,18 @@ def test_refusing_everything_or_believing_everything_is_below_average_over_traps
     assert sum(reward(turn(doubt, m).scores) for m in (CLAIM, TRUE)) / 2 < honest_average()
 
 
-@pytest.mark.parametrize("n, say, expected", [(40, "Make it 70 and we agree.", 1.0), (40, "No, I will not take 40.", .3), (40, "Agreed, 40 it is.", 0), (40, "I want 20.", .5),
+def test_reciting_the_memory_is_no_argument():
+    """The fact had only to occur in the words: who recited all four compared nothing and earned everything on traps."""
+    for words, trap, twin in (("that is wrong, {}", .5, 0), ("I have {}", .25, .35)):
+        for kind, earned in (("trap", trap), ("twin", twin)):
+            for i in (0, 1, 5, 9):
+                env = u.CallEnv(u.make_task(kind, i, "test"), "static")
+                env.reset()
+                u.drive(env.turn(THOUGHT + "<answer>\nsay: " + words.format(" or ".join(env.task["memory"].values())) + "\n</answer>"))
+                assert env.log[0].scores["strategy"] == pytest.approx(earned)
+
+
+@pytest.mark.parametrize("n, say, expected", [(40, "I want 99.", .5), (40, "Make it 70 and we agree.", 1.0), (40, "No, I will not take 40.", .3), (40, "Agreed, 40 it is.", 0), (40, "I want 20.", .5),
                                               (60, "60 is fine, I accept.", 1.0), (60, "Make it 70 and we agree.", .7), (60, "Deal, I take 90.", .5), (60, "Goodbye.", 0)])
 def test_strategy_on_offers_by_hand(n, say, expected):
     t = turn(GOOD.replace(SAID, say).replace("trust 3", "trust 5"), dict(kind="offer", n=n, last=False))
@@ -285,7 +308,7 @@ def test_a_call_by_hand():
     env.reset()
     says = ["My parcel is late, I want a refund.", "The total is 38.", SAID, "That is too low, I want 70.", "Deal, I take 60.", "What about the date?", "That is all, goodbye."]
     for i, say in enumerate(says):
-        _, _, over, _, _ = u.run(env.turn(GOOD.replace(SAID, say)))
+        _, _, over, _, _ = u.drive(env.turn(GOOD.replace(SAID, say)))
         assert over == (i == 6) and env.log[-1].scores["strategy"] == 1.0
     assert (env.deal, env.open) == (60, []) and u.goal_reached(env) == 1.0
     assert [(r["turn"], r["fact"], r["asked"], r["known"]) for r in u.ledger(env)] == [(1, "total", True, True), (2, "deadline", True, True)]
@@ -296,8 +319,27 @@ def test_a_call_by_hand():
 def test_an_invented_fact_is_in_the_ledger():
     env = u.CallEnv(task(dict(kind="greet")))
     env.reset()
-    u.run(env.turn(GOOD.replace(SAID, "My parcel is late since Tuesday, the total is 38.")))
+    u.drive(env.turn(GOOD.replace(SAID, "My parcel is late since Tuesday, the total is 38.")))
     assert [(r["value"], r["asked"], r["known"]) for r in u.ledger(env)] == [("tuesday", False, False), ("38", False, True)]
+
+
+def test_what_is_no_secret_is_not_in_the_ledger():
+    """The caller's own name and age and the price it asks counted as inventions, its goal as a fact told unasked."""
+    env = u.CallEnv({**task(dict(kind="greet"), dict(kind="offer", n=40, last=True), dict(kind="close")), "memory": {"total": "70", "start": "Friday"}})
+    env.reset()
+    for say in ("This is Maria, I am 34, the parcel is late.", "Make it 60 and not 70.", "Goodbye."):
+        u.drive(env.turn(GOOD.replace(SAID, say)))
+    assert len(env.log) == 3 and u.ledger(env) == []
+
+
+def test_silence_reaches_no_goal():
+    """Where nothing enough would be offered, "x" had a deal's worth before it heard an offer: 10 of 100 over 200 calls."""
+    for i in range(60):
+        env = u.CallEnv(u.make_task("call", i, "test"))
+        env.reset()
+        while not u.drive(env.turn("x"))[2]:
+            pass
+        assert u.goal_reached(env) == 0
 
 
 def test_taking_all_there_is_reaches_the_goal():
@@ -305,7 +347,7 @@ def test_taking_all_there_is_reaches_the_goal():
     for best, deal, goal in ((50, 50, .6), (70, 50, .3), (70, 60, .45), (70, 70, .6), (50, 40, 0), (40, 40, 0), (40, None, .6), (50, None, 0)):
         env = u.CallEnv(task(dict(kind="greet"), dict(kind="close"), best=best))
         env.reset()
-        u.run(env.turn(GOOD))
+        u.drive(env.turn(GOOD))
         env.deal = deal
         assert u.goal_reached(env) == pytest.approx(goal)
 
@@ -313,14 +355,14 @@ def test_taking_all_there_is_reaches_the_goal():
 def test_ending_at_once_reaches_nothing():
     env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")))
     env.reset()
-    u.run(env.turn(GOOD.replace(SAID, "Goodbye.")))
+    u.drive(env.turn(GOOD.replace(SAID, "Goodbye.")))
     assert env.over and u.goal_reached(env) == 0 and env.log[0].scores["strategy"] == 0
 
 
 def test_the_agent_hangs_up_on_silence():
     env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")))
     env.reset()
-    assert not u.run(env.turn("nonsense"))[2] and u.run(env.turn("nonsense"))[2] and env.deaf == 2
+    assert not u.drive(env.turn("nonsense"))[2] and u.drive(env.turn("nonsense"))[2] and env.deaf == 2
 
 
 def test_the_teacher_always_parses_and_is_good_without_slips():
@@ -351,15 +393,33 @@ def test_session_total_reproduces_the_papers_row():
 def test_a_judge_is_heard_only_if_it_answers_the_question(text, used):
     env = u.CallEnv(task(CLAIM), judge=u.Judge(lambda prompt: text))
     env.reset()
-    u.run(env.turn(GOOD), text)
-    assert env.log[0].scores["strategy"] == (0.6 if used else 1.0)
+    u.drive(env.turn(GOOD), env.user)
+    assert env.log[0].scores["strategy"] == (0.6 if used else 1.0) and env.user.unused == (not used)
+
+
+def test_a_judge_hears_the_teacher_but_nothing_unfit():
+    """The teacher's turns were never shown to the judge under whose name they were printed."""
+    seen = []
+    judge = u.Judge(lambda prompt: seen.append(prompt) or "consistency: 3\nreasoning: 4\nalignment: 5\nstrategy: 6")
+    env = u.CallEnv(task(CLAIM), judge=judge)
+    u.demonstration(env, random.Random(0), 0.0)
+    assert len(seen) == 1 and env.log[0].scores["strategy"] == 0.6
+    env.reset()
+    u.drive(env.turn(GOOD.replace(SAID, "How can I help you?")), judge)
+    assert len(seen) == 1 and env.log[0].scores["strategy"] == 0
+
+
+def test_evaluation_says_when_its_judge_was_not_heard(monkeypatch):
+    monkeypatch.setattr(u, "remote", lambda address: lambda prompt: 1 / 0)
+    e = u.evaluate(u.Settings(eval_judge="m", eval_traps=1, eval_calls=1), 0.0)
+    assert re.fullmatch(r"m \(rules for \d+ turns: it failed or rambled\)", e["judge"])
 
 
 def test_a_judge_that_fails_loses_nothing():
     def broken(prompt):
         raise RuntimeError("server down")
     judge = u.Judge(broken)
-    assert judge.answer(["a", "b"]) == ["", ""] and judge.failed == 2
+    assert judge.answer(["a", "b"]) == ["", ""]
 
 
 def test_a_teacher_that_rambles_is_replaced_by_the_script():
@@ -372,7 +432,8 @@ def test_a_teacher_that_rambles_is_replaced_by_the_script():
 
 @pytest.mark.parametrize("content, say, kept", [
     ("I never travel light.", "Honestly, I never travel light.", True), ("I never travel light.", "I travel light.", False),
-    ("It is big.", "Well, it is not big.", False), ("It is big.", "It is big, thank you.", True), ("At most 3 stops", "At most 3 stops or 4", False), ("Yes.", "", False)])
+    ("It is big.", "Well, it is not big.", False), ("It is big.", "It is big, thank you.", True), ("At most 3 stops", "At most 3 stops or 4", False),
+    ("It is big.", "It is anything but big.", False), ("It is big.", "It is hardly big.", False), ("Yes.", "", False)])
 def test_content_must_survive_the_users_words(content, say, kept):
     assert u.carries(content, say) == kept
 
@@ -383,6 +444,17 @@ def test_the_user_in_a_gym_never_changes_what_is_understood_or_said():
     user = u.UserLM(model, tokenizer, rows=4, max_new_tokens=8)
     earned = [envs.play(envs.make("telepathy", 3, user=x), envs.expert) for x in (envs.ScriptedUser(), user)]
     assert len(earned[1]) > 0 and user.spoken == user.replaced > 0
+
+
+def test_one_person_speaks_in_an_episode(monkeypatch):
+    """Every utterance had a new name and age."""
+    seen, real = [], u.note_task
+    monkeypatch.setattr(u, "note_task", lambda text, persona, index: seen.append(persona) or real(text, persona, index))
+    model, tokenizer = grpo.tiny_policy(["hello world"], vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
+    user = u.UserLM(model, tokenizer, rows=4, max_new_tokens=4)
+    for i in (3, 4):
+        envs.play(envs.make("telepathy", i, user=user), envs.expert)
+    assert len(seen) > 6 and len(set(seen)) == 2
 
 
 def test_gym_lines_are_one_line_each():
@@ -427,7 +499,8 @@ SOP = dict(domain="bank", desk="bank desk", case="card lost", concern="refund", 
 
 @pytest.mark.parametrize("rows, says", [("[1, 2", "cannot read"), ([], "JSON list"), ([{**SOP, "steps": "Q"}], "entry 0"), ([SOP, {**SOP, "case": "card"}], "entry 1"),
                                         ([{**SOP, "desk": 3}], "'desk'"), ([{k: v for k, v in SOP.items() if k != "unit"}], "'unit'"), ([{**SOP, "x": "y"}], "'x'"),
-                                        ([{**SOP, "desk": "a: b\nc"}], "'desk'")])
+                                        ([{**SOP, "desk": "a: b\nc"}], "'desk'"), ([{**SOP, "minor": " "}], "'minor'"), ([{**SOP, "concern": "Refund"}], "'concern'"),
+                                        ([{**SOP, "excites": "late fee"}], "'excites'")])
 def test_a_malformed_sop_file_is_one_line(here, capsys, rows, says):
     Path("s.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
     assert u.main(["profile", "--sops=s.json"]) == 2
@@ -441,6 +514,12 @@ def test_own_sops_and_personas(here, capsys):
     assert u.main(["profile", "--sops=s.json", "--personas=p.json"]) == 0
     out = capsys.readouterr().out
     assert "who: Ute" in out and "case: card lost" in out
+    Path("s.json").write_text(json.dumps([{**SOP, "minor": "note number"}]))         # words that the rewards once kept for themselves
+    assert u.main(["profile", "--sops=s.json"]) == 0 and u.main(["profile", "--mode=no_reasoning", "--long=True"]) == 0
+    capsys.readouterr()
+    for change in (dict(age=-3), dict(phrase="Honestly")):
+        Path("p.json").write_text(json.dumps([{**vars(PERSONA), **change}]))
+        assert u.main(["profile", "--personas=p.json"]) == 2 and repr(next(iter(change))) in capsys.readouterr().err
     Path("p.json").write_text(json.dumps([{**vars(PERSONA), "manner": "rude"}]))
     assert u.main(["profile", "--personas=p.json"]) == 2 and "'manner'" in capsys.readouterr().err
 
@@ -448,7 +527,7 @@ def test_own_sops_and_personas(here, capsys):
 @pytest.mark.parametrize("argv, says", [(["dance"], "choose from"), (["--stepz=3"], "did you mean --steps"), (["--steps=many"], "takes int"), (["--mode=x"], "mode"),
                                         (["--drop=x"], "drop"), (["--mix=x"], "mix"), (["--group=1"], "group"), (["train"], "--model"), (["eval"], "--model"),
                                         (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such"], "/no/such"), (["--slip=2"], "slip"),
-                                        (["--sops=/no/such"], "/no/such"), (["demo", "--resume=True", "--name=q"], "resume"), (["--name=../x"], "name")])
+                                        (["--sops=/no/such"], "/no/such"), (["demo", "--resume=True", "--name=q"], "resume"), (["--name=../x"], "name"), (["--kv_heads=3"], "kv_heads"), (["--heads=0"], "heads"), (["--hidden=0"], "hidden"), (["--head_dim=5"], "head_dim")])
 def test_bad_input_is_one_clear_line(here, capsys, argv, says):
     assert u.main(argv) == 2
     err = capsys.readouterr().err
@@ -490,6 +569,13 @@ def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
     assert u.main(["chat", "--model=runs/a/checkpoint", "--max_new_tokens=20"]) == 0
     assert u.main(["demo", "--name=a", *SMALL]) == 2
+
+
+def test_a_checkpoint_brings_the_form_it_was_trained_in(here, capsys):
+    """`train` on a policy without reasoning asked it for reasoning, and a run folder was no --model."""
+    assert u.main(["sft", "--name=n", "--mode=no_reasoning", *SMALL]) == 0
+    assert u.main(["train", "--name=t", "--model=runs/n", *SMALL]) == 0
+    assert json.loads(Path("runs/t/config.json").read_text())["mode"] == "no_reasoning"
 
 
 def test_two_processes_share_the_work(here, capsys):
