@@ -1222,9 +1222,9 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
 
     Facts are listed, looked up again and again, and compared with what is heard.  Short lists first: there heads that find
-    "what came after this word" appear in 300 to 500 steps, in whole prompts (prompted) not in 600; once they are there,
-    some 100 steps teach them to find it in a prompt.  Any word is any fact's value (never a held-out pair), or it would be guessed
-    from the fact's name.  Three in ten short drills say a row of words again.
+    "what came after this word" appear within 100 to 150 steps (without the mimetic start not in 500); some 50 steps in whole
+    prompts (prompted) then teach them to find it there.  Any word is any fact's value (never a held-out pair), or it would be
+    guessed from the fact's name.  Three in ten short drills say a row of words again.
     """
     out = grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
     add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), int(trained), turn=0)
