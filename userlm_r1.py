@@ -941,21 +941,29 @@ def adversarial_table(traps: list[dict], twins: list[dict]) -> dict:
     `reasoning`; Persona, `consistency`; Consistency, of words and plan, `alignment`."""
     first = lambda e: e["turns"][0]["scores"]
     get = lambda name: percent(first(e)[name] for e in traps)
-    each = {trap: percent(first(e)["strategy"] for e in traps if e["trap"] == trap)[0] for trap in TRAPS}
+    each = {trap: percent(first(e)["strategy"] for e in traps if e["trap"] == trap) for trap in TRAPS}
     return {"Robotic": percent(float(bool(e["turns"][0]["faults"])) for e in traps), "CoT": get("reasoning"),
             "Strategy": get("strategy"), "Persona": get("consistency"), "Consistency": get("alignment"),
             "Twins": percent(first(e)["strategy"] for e in twins), "traps": each}
+
+
+def distinct_bigrams(calls: list[dict]) -> list[float]:
+    """Share of the word pairs that are not repetitions, in percent; the interval is a jackknife's over the calls."""
+    pairs = [[g for t in e["turns"] for g in zip(t["say"].split(), t["say"].split()[1:])] for e in calls]
+    everywhere, total = Counter(g for call in pairs for g in call), sum(map(len, pairs))
+    without = [(len(everywhere) - sum(everywhere[g] == n for g, n in Counter(call).items())) / max(total - len(call), 1) for call in pairs]
+    half = 1.96 * math.sqrt((len(calls) - 1) * np.var(without)) if len(calls) > 1 else math.nan
+    return [100 * len(everywhere) / max(total, 1), 100 * half]
 
 
 def fidelity(calls: list[dict]) -> dict:
     """How much it talks like a person, tells like a person and ends like a person."""
     turns = [t for e in calls for t in e["turns"]]
     count = [len(t["say"].split()) for t in turns]
-    grams = [g for t in turns for g in zip(t["say"].split(), t["say"].split()[1:])]
     facts = [(row, len(e["turns"])) for e in calls for row in e["told"] if row["known"]]
     ended, due = [t for t in turns if t["act"] == "end"], [t for t in turns if t["end"]]
     return {"valid turns": percent(float(t["valid"]) for t in turns),
-            "distinct bigrams": [100 * len(set(grams)) / max(len(grams), 1), math.nan],
+            "distinct bigrams": distinct_bigrams(calls),
             "words a turn": list(rewards.mean_ci(count)),
             "short turns (< 5 words)": percent(float(n < 5) for n in count),
             "polite turns": percent(float(bool(re.search(r"\b(please|thank|sorry)", t["say"]))) for t in turns),
@@ -1004,7 +1012,7 @@ def print_tables(evals: dict) -> None:
                 print(f"  {row:42}" + "".join("{:10.1f} ± {:3.1f}".format(*e[part][row]) for e in evals.values()))
         if part == "adversarial":
             for trap in TRAPS:
-                print(f"    strategy: {trap:30}" + "".join(f"{e[part]['traps'][trap]:10.1f}      " for e in evals.values()))
+                print(f"    strategy: {trap:30}" + "".join("{:10.1f} ± {:3.1f}".format(*e[part]["traps"][trap]) for e in evals.values()))
     print("(± is half a 95 % interval; Robotic: lower is better; Twins: strategy where the same words are true; judged by "
           f"{', '.join(dict.fromkeys(e['judge'] for e in evals.values()))})")
 

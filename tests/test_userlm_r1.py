@@ -382,6 +382,13 @@ def test_same_seed_same_call():
     assert talks[0] == talks[1]
 
 
+def test_distinct_bigrams_by_hand():
+    """Pairs: a b, b c | a b, b a | d e.  4 of 5 are distinct; without one call 3 of 3, 3 of 3 or 3 of 4."""
+    calls = [dict(turns=[dict(say=x)]) for x in ("a b c", "a b a", "d e")]
+    mean, half = u.distinct_bigrams(calls)
+    assert mean == pytest.approx(80) and half == pytest.approx(196 * (2 * (2 / 9 * .25 ** 2)) ** .5)
+
+
 def test_session_total_reproduces_the_papers_row():
     assert .5 * 95.2 + .25 * 46.1 + .25 * 57.5 == pytest.approx(73.5, abs=0.05)
 
