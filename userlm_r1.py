@@ -8,8 +8,8 @@ the policy is the *user* (a caller), its environment is a scripted service agent
     user         <think> five short lines: intent, concerns, plan, state, tone </think>
                  <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
 
-Read in this order: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, evaluation, the user
-in the gyms, training.  Left out: learned reward models, dashboards, other languages.
+Read it from top to bottom: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, the judge, the words,
+evaluation, the user in the gyms, training.  Left out: learned reward models, dashboards, other languages.
 
     python userlm_r1.py                            the demo: SFT and RL of a tiny user, and a baseline, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
@@ -176,35 +176,6 @@ def split_sops(split: str, sops: list[SOP]) -> list[SOP]:
         seen[sop.domain] += 1
         parts["test" if seen[sop.domain] % 5 == 0 else "train"].append(sop)
     return parts[split] or sops
-
-
-# fields that must come back from the text format, or be found in what is said
-PLAIN = {**dict.fromkeys(("concern", "excites", "phrase"), "[a-z]+"), "minor": "[a-z]+( [a-z]+)*", "case": "[a-z]+ [a-z]+",
-         "steps": "[ACOX]*E"}
-
-
-def load_table(path: str, kind: type) -> list:
-    """SOPs or personas from a JSON list of objects with the fields of `kind`; one clear line if anything is wrong."""
-    try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path} must hold a JSON list of objects")
-    out = []
-    for i, row in enumerate(rows):
-        for f in dataclasses.fields(kind):
-            value, fits = row.get(f.name) if isinstance(row, dict) else None, PLAIN.get(f.name, r"[\w'-]+( [\w'-]+)*")
-            if not (type(value) is int and 0 <= value <= 120 if f.type == "int" else type(value) is str and re.fullmatch(fits, value)):
-                raise ValueError(f"{path}: entry {i}: field {f.name!r} must be "
-                                 f"{'a whole number up to 120' if f.type == 'int' else 'plain words, ' + fits}, not {value!r:.40}")
-        if unknown := set(row) - {f.name for f in dataclasses.fields(kind)}:
-            raise ValueError(f"{path}: entry {i}: unknown field {sorted(unknown)[0]!r}")
-        try:
-            out.append(checked(kind(**row)) if kind is Persona else kind(**row))
-        except ValueError as error:
-            raise ValueError(f"{path}: entry {i}: {error}") from None
-    return out
 
 
 @lru_cache(maxsize=None)
@@ -753,6 +724,8 @@ def score(t: Turn) -> dict[str, float]:
     return {name: float(f(t)) for name, f in COMPONENTS.items()}
 
 
+# ---------------------------------------------------------------------------------------------- the judge
+
 def judge_prompt(t: Turn) -> str:
     what = {"consistency": "fits the static profile and sounds like a person",
             "reasoning": "goals, valid state moves, depth, no filler",
@@ -878,7 +851,7 @@ SAY = {"case": "my {x} is {f}, I want a {o}|the {x} is {f}, it is about the {o}|
 TAILS = "it has been a long week|my family waits for news|I have called before|I hope you see that|this takes a lot of time"
 
 
-# ---------------------------------------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------------------------------------- what a call gave away and reached
 
 def ledger(env: CallEnv) -> list[dict]:
     """What the user gave away: each fact or invented value, in which turn, whether asked for, whether known.
@@ -913,6 +886,8 @@ def goal_reached(env: CallEnv) -> float:
     last = env.log[-1]
     return 0.6 * deal + 0.2 * raised + 0.2 * (last.act == "end" and last.right.plan == "end")
 
+
+# ---------------------------------------------------------------------------------------------- evaluation
 
 def percent(values) -> list[float]:
     """[mean, half width of the 95 % interval] of shares in [0, 1], times 100."""
@@ -1097,6 +1072,55 @@ def gym_lines(episodes: int = 40) -> list[str]:
     return sorted(set(recorder.lines))
 
 
+# ---------------------------------------------------------------------------------------------- files and servers
+
+# fields that must come back from the text format, or be found in what is said
+PLAIN = {**dict.fromkeys(("concern", "excites", "phrase"), "[a-z]+"), "minor": "[a-z]+( [a-z]+)*", "case": "[a-z]+ [a-z]+",
+         "steps": "[ACOX]*E"}
+
+
+def load_table(path: str, kind: type) -> list:
+    """SOPs or personas from a JSON list of objects with the fields of `kind`; one clear line if anything is wrong."""
+    try:
+        rows = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} must hold a JSON list of objects")
+    out = []
+    for i, row in enumerate(rows):
+        for f in dataclasses.fields(kind):
+            value, fits = row.get(f.name) if isinstance(row, dict) else None, PLAIN.get(f.name, r"[\w'-]+( [\w'-]+)*")
+            if not (type(value) is int and 0 <= value <= 120 if f.type == "int" else type(value) is str and re.fullmatch(fits, value)):
+                raise ValueError(f"{path}: entry {i}: field {f.name!r} must be "
+                                 f"{'a whole number up to 120' if f.type == 'int' else 'plain words, ' + fits}, not {value!r:.40}")
+        if unknown := set(row) - {f.name for f in dataclasses.fields(kind)}:
+            raise ValueError(f"{path}: entry {i}: unknown field {sorted(unknown)[0]!r}")
+        try:
+            out.append(checked(kind(**row)) if kind is Persona else kind(**row))
+        except ValueError as error:
+            raise ValueError(f"{path}: entry {i}: {error}") from None
+    return out
+
+
+def tables(s: Settings) -> tuple:
+    return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
+
+
+@lru_cache                                                              # one client, not one a demonstration
+def remote(address: str):
+    """A language model behind an OpenAI-compatible server as a callable prompt -> text."""
+    from huggingface_hub import InferenceClient
+    model, _, url = address.partition("@")
+    client = InferenceClient(base_url=url, timeout=60) if url else InferenceClient(model, timeout=60)
+    return lambda prompt: client.chat_completion([{"role": "user", "content": prompt}], model=model,
+                                                 max_tokens=600).choices[0].message.content
+
+
+def judge_of(address: str):
+    return Judge(remote(address)) if address else None
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 @dataclass
@@ -1171,24 +1195,6 @@ class Settings:
             raise ValueError("--eval_judge must not be the judge used in training")
         userrl.check_device(self.device)
         tables(self)
-
-
-def tables(s: Settings) -> tuple:
-    return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
-
-
-@lru_cache                                                              # one client, not one a demonstration
-def remote(address: str):
-    """A language model behind an OpenAI-compatible server as a callable prompt -> text."""
-    from huggingface_hub import InferenceClient
-    model, _, url = address.partition("@")
-    client = InferenceClient(base_url=url, timeout=60) if url else InferenceClient(model, timeout=60)
-    return lambda prompt: client.chat_completion([{"role": "user", "content": prompt}], model=model,
-                                                 max_tokens=600).choices[0].message.content
-
-
-def judge_of(address: str):
-    return Judge(remote(address)) if address else None
 
 
 LESSONS = "call trap twin other trap twin other other note".split()      # what is demonstrated, each twice: two processes
