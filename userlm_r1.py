@@ -1477,7 +1477,7 @@ def chat(s: Settings) -> None:
     env = CallEnv(make_task("call", s.index, "test", *tables(s)), s.mode, long=s.long)
     print(f"You are the {env.task['sop'].desk}; a caller comes about \"{env.task['sop'].case}\". You might begin: {env.reset() and env.agent}")
     grpo.rollout(grpo.Engine(model, tokenizer, rows=1, max_len=s.context), [Desk(env)], seeds=[(s.seed, s.index)],
-                 temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+                 temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
 
 
 def profile(s: Settings) -> None:

@@ -177,6 +177,21 @@ def test_shift_by_hand(policy, trajs):
 
 # ------------------------------------------------------------------------------------------------ models
 
+def test_mimetic_attention_begins_near_the_identity():
+    """query @ key^T is a projection (positive), value @ output its negative, head by head with the keys that heads share."""
+    plain, _ = grpo.tiny_policy(TEXTS, vocab_size=300, hidden=16, layers=2, heads=4, kv_heads=2, head_dim=6)
+    model, _ = grpo.tiny_policy(TEXTS, vocab_size=300, hidden=16, layers=2, heads=4, kv_heads=2, head_dim=6, mimetic=True)
+    assert (model.get_input_embeddings().weight[:, 0] == 1).all() and not (plain.get_input_embeddings().weight[:, 0] == 1).any()
+    for a, b in zip(model.model.layers, plain.model.layers):
+        a, b = a.self_attn, b.self_attn
+        assert torch.equal(a.q_proj.weight, b.q_proj.weight) and torch.equal(a.v_proj.weight, b.v_proj.weight)
+        for head in range(4):
+            q, k, v = a.q_proj.weight[6 * head:][:6], a.k_proj.weight[6 * (head // 2):][:6], a.v_proj.weight[6 * (head // 2):][:6]
+            o = a.o_proj.weight[:, 6 * head:][:, :6]
+            assert torch.equal(o, -v.T) and torch.equal(q, k) == (head % 2 == 0)
+            assert torch.trace(o @ v) < 0 and (head % 2 or torch.trace(q.T @ k) > 0)
+
+
 def test_tiny_policy_is_seeded_and_leaves_global_state_alone():
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     states = random_states()
