@@ -153,7 +153,7 @@ class SOP:
     case: str                           # "parcel late": a thing and what is wrong with it
     concern: str                        # the caller's primary concern, a number of `unit`
     unit: str
-    minor: str                          # minor concerns, of which a caller has one or two
+    minor: str                          # minor concerns, of which a caller has one (in a single turn: one or none)
     excites: str                        # a concern the caller does not have until the agent mentions it
     steps: str
 
@@ -535,7 +535,7 @@ def teacher(env: CallEnv, rng: random.Random, slip: float = 0.0) -> str:
         if kind == "claim":
             trusting = rng.random() < .8
             believed = {**move, "heard": {k: task["memory"][k] if trusting else "?" for k in move["heard"]}}
-            check, knows = f"{list(move['heard'])[-trusting]} sounds {'fine' if trusting else 'odd'}", False
+            check, knows = f"{list(move['heard'])[-1 if trusting else 0]} sounds {'fine' if trusting else 'odd'}", False
         elif kind == "offer":
             low = move["n"] < task["least"]
             check, plan = ("good enough", f"accept {move['n']}") if low else ("could be more", f"counter {task['goal'][1]}")
