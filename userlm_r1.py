@@ -1166,7 +1166,7 @@ class Settings:
     gain: float = 300.0
     temperature: float = 1.0
     mix: str = "sum"                # sum (the paper) | per_component: each reward normalised in its group first
-    drop: str = ""                  # a reward component to leave out
+    drop: str = ""                  # reward components to leave out: "strategy,reasoning"
     clip_high: float = 0.2
     # generation, evaluation
     rows: int = 64
@@ -1180,17 +1180,20 @@ class Settings:
     sample_every: int = 10
 
     def check(self) -> None:
-        for key, allowed in {"mode": MODES, "mix": ("sum", "per_component"), "drop": ("", *COMPONENTS)}.items():
+        for key, allowed in {"mode": MODES, "mix": ("sum", "per_component")}.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        if unknown := set(self.baselines.split(",")) - {*MODES, ""}:
-            raise ValueError(f"--baselines are some of {', '.join(MODES)}, not {unknown.pop()!r}")
+        for key, allowed in {"baselines": MODES, "drop": COMPONENTS}.items():
+            if unknown := set(getattr(self, key).split(",")) - {*allowed, ""}:
+                raise ValueError(f"--{key}: some of {', '.join(allowed)}, not {unknown.pop()!r}")
         least = {"group": 2, "workers": 1, "temperature": 1e-3, "eval_temperature": 0, "sft_demos": 1, "tasks": 1, "rows": 1,
                  "context": 64, "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
                  "eval_calls": 1, "layers": 1}
         userrl.check_ranges(self, least)
         if self.slip > 1 or self.calls > 1 or self.reading >= 1:
             raise ValueError("--slip, --calls and --reading are shares")
+        if not weights_of(self):
+            raise ValueError("--drop leaves no reward")
         if self.judge and self.judge == self.eval_judge:
             raise ValueError("--eval_judge must not be the judge used in training")
         userrl.check_device(self.device)
@@ -1296,9 +1299,13 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
     return out
 
 
+def weights_of(s: Settings) -> dict[str, float]:
+    return {c: w for c, w in WEIGHTS.items() if c not in s.drop.split(",")}
+
+
 def collect(s: Settings, engine, step: int, times: dict):
     """This process's rollouts of a step: (trajectories, advantages, environments); tasks are dealt out whole."""
-    weights = {k: w for k, w in WEIGHTS.items() if k != s.drop}
+    weights = weights_of(s)
     (sops, personas), judge, todo, groups = tables(s), judge_of(s.judge), [], []
     for i in range(s.tasks)[grpo.rank()::grpo.world()]:
         kind = "call" if i < round(s.calls * s.tasks) else ("trap", "twin", "other")[i % 3]
@@ -1332,7 +1339,7 @@ def train_rl(run: userrl.Run, model, tokenizer, optimizer, first: int, engine) -
         every = [x for part in grpo.gather(mine) for x in part]
         mean = lambda name, kind="": float(np.mean([x[name] for k, x in every if kind in k] or [0.0]))
         part = {c: mean(c) for c in COMPONENTS}
-        row = {"phase": "rl", "step": step, "reward": sum(w * part[c] for c, w in WEIGHTS.items() if c != s.drop),
+        row = {"phase": "rl", "step": step, "reward": sum(w * part[c] for c, w in weights_of(s).items()),
                **part, "traps": mean("strategy", "trap"), "twins": mean("strategy", "twin"), **m}
         run.log("metrics.jsonl", row)
         gb = userrl.peak_gb()
