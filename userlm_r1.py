@@ -1156,6 +1156,7 @@ class Settings:
     muon: float = 2.5               # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
     reading: float = 0.31           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # short ones per optimiser step; half of it in a prompt, an eighth beside demonstrations
+    notes: float = 0.0              # share of them that practise saying a gym's lines: 0.5 makes a user for the gyms
     # GRPO
     steps: int = 12
     tasks: int = 16                 # per step
@@ -1190,8 +1191,8 @@ class Settings:
                  "context": 64, "max_new_tokens": 2, "vocab_size": 300, "save_every": 1, "sample_every": 1, "eval_traps": 1,
                  "eval_calls": 1, "layers": 1}
         userrl.check_ranges(self, least)
-        if self.slip > 1 or self.calls > 1 or self.reading >= 1:
-            raise ValueError("--slip, --calls and --reading are shares")
+        if self.slip > 1 or self.calls > 1 or self.notes > 1 or self.reading >= 1:
+            raise ValueError("--slip, --calls, --notes and --reading are shares")
         if not weights_of(self):
             raise ValueError("--drop leaves no reward")
         if self.judge and self.judge == self.eval_judge:
@@ -1208,6 +1209,7 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     """One demonstration of the teacher as chat messages; whole calls only if asked for."""
     (sops, personas), ask = tables(s), remote(s.teacher) if s.teacher else None
     rng, kind = random.Random(f"{s.seed}/demo/{number}"), LESSONS[number // 2 % len(LESSONS)]
+    kind = "note" if random.Random(f"{s.seed}/note/{number // 2}").random() < s.notes else kind
     kind = "other" if kind == "call" and not whole else kind
     task = note_task(rng.choice(gym_lines()), make_persona(rng), number) if kind == "note" else \
         make_task(kind, number, "train", sops, personas)
@@ -1227,7 +1229,11 @@ def lesson(s: Settings, tokenizer, step: int) -> list:
     tiny, last, share = s.model == "tiny", reading_steps(s), slice(grpo.rank(), None, grpo.world())
     prompted = step >= 0.6 * last
     drills = range(s.drills // 8 if step > last else s.drills // 2 if prompted else s.drills)[share] if tiny else []
-    batch = [drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), prompted) for i in drills]
+    batch = []
+    for i in drills:
+        rng = random.Random(f"{s.seed}/note/{step}/{i}")
+        line = rng.choice(gym_lines()) if rng.random() < s.notes else ""
+        batch.append(drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), prompted, line))
     if step > last:
         whole = not tiny or step - last > 0.5 * (s.sft_steps - last)
         demos = range(step * s.sft_demos, (step + 1) * s.sft_demos)[share]
@@ -1235,13 +1241,13 @@ def lesson(s: Settings, tokenizer, step: int) -> list:
     return batch
 
 
-def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
+def drill(tokenizer, rng: random.Random, prompted: bool, line: str = "") -> grpo.Trajectory:
     """What a model made from scratch reads before it imitates, and beside it; only what can be known is trained.
 
     Facts are listed, looked up again and again, and compared with what is heard.  Short lists first: there heads that find
     "what came after this word" appear within 100 to 150 steps (without the mimetic start not in 500); some 50 steps in whole
     prompts (prompted) then teach them to find it there.  Any word is any fact's value (never a held-out pair), or it would be
-    guessed from the fact's name.  Three in ten short drills say a row of words again.
+    guessed from the fact's name.  Three in ten short drills say a row of words again.  With a line, it is only said again.
     """
     out = grpo.Trajectory(status="done", turn_rewards=[0.0], infos=[{}])
     add = lambda text, trained=0: out.extend(list(grpo.encode(tokenizer, text)), int(trained), turn=0)
@@ -1256,15 +1262,22 @@ def drill(tokenizer, rng: random.Random, prompted: bool) -> grpo.Trajectory:
 
     def heard(key):
         return memory[key] if rng.random() < .5 else value(key, memory[key])
+    def show(env):
+        first, _ = env.reset()
+        out.extend(grpo.message_ids(tokenizer, "system", env.system_prompt) + grpo.message_ids(tokenizer, "user", first) +
+                   grpo.reply_ids(tokenizer), 0)
+    if line:
+        show(CallEnv(note_task(line, make_persona(rng), 0))) if prompted else out.extend([tokenizer.pad_token_id], 0)
+        for again in range(4):
+            add(f" {line}", prompted or again)
+            add("\n")
+        return out
     if prompted:
         task = make_task("trap", rng.getrandbits(30), "train")
         memory = {k: value(k) for k in task["memory"]}
         [claim] = task["moves"]
         claim = {**claim, "heard": {k: heard(k) for k in claim["heard"]}}
-        env = CallEnv({**task, "memory": memory, "moves": [{**claim, "said": claim["heard"][claim["key"]]}]})
-        first, _ = env.reset()
-        out.extend(grpo.message_ids(tokenizer, "system", env.system_prompt) + grpo.message_ids(tokenizer, "user", first) +
-                   grpo.reply_ids(tokenizer), 0)
+        show(CallEnv({**task, "memory": memory, "moves": [{**claim, "said": claim["heard"][claim["key"]]}]}))
         claims = [claim["heard"]]
     else:
         out.extend([tokenizer.pad_token_id], 0)                         # gives the first token a predecessor
