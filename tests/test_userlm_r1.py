@@ -499,6 +499,17 @@ def test_drills_train_only_what_can_be_known():
     assert checked[False] > 50 and overloads and checked[True] > 160            # an overload has more than one to compare
 
 
+def test_a_user_for_the_gyms_practises_their_lines():
+    """A user that had learned all about calls could not say a gym's line: every reply was the rules' (100 % "unfit")."""
+    _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
+    for prompted in (False, True):
+        t = u.drill(tokenizer, random.Random(0), prompted, "It is white up there.")
+        assert tokenizer.decode([x for x, m in zip(t.ids, t.mask) if m]).strip() == " ".join(["It is white up there."] * (3 + prompted))
+        assert ("note: It is white up there." in tokenizer.decode(t.ids)) == prompted
+    count = lambda notes: sum("note: " in u.example(u.Settings(notes=notes), i)[0]["content"] for i in range(900))
+    assert count(0.0) == 100 and 440 < count(0.5) < 560 and count(1.0) == 900           # 0.5 + 0.5 / 9, drawn in pairs
+
+
 # ---- files and the command line
 
 SOP = dict(domain="bank", desk="bank desk", case="card lost", concern="refund", unit="euro", minor="date address", excites="fee", steps="COE")
@@ -533,7 +544,7 @@ def test_own_sops_and_personas(here, capsys):
 
 @pytest.mark.parametrize("argv, says", [(["dance"], "choose from"), (["--stepz=3"], "did you mean --steps"), (["--steps=many"], "takes int"), (["--mode=x"], "mode"),
                                         (["--drop=tags,x"], "drop"), ([f"--drop={','.join(u.COMPONENTS)}"], "no reward"), (["--mix=x"], "mix"), (["--group=1"], "group"), (["train"], "--model"), (["eval"], "--model"),
-                                        (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such"], "/no/such"), (["--slip=2"], "slip"),
+                                        (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such"], "/no/such"), (["--slip=2"], "slip"), (["--notes=2"], "notes"),
                                         (["--sops=/no/such"], "/no/such"), (["demo", "--resume=True", "--name=q"], "resume"), (["--name=../x"], "name"), (["--kv_heads=3"], "kv_heads"), (["--heads=0"], "heads"), (["--hidden=0"], "hidden"), (["--head_dim=5"], "head_dim")])
 def test_bad_input_is_one_clear_line(here, capsys, argv, says):
     assert u.main(argv) == 2
