@@ -11,11 +11,12 @@ the policy is the *user* (a caller), its environment is a scripted service agent
 Read it from top to bottom: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, the judge, the words,
 evaluation, the user in the gyms, training.  Left out: learned reward models, dashboards, other languages.
 
-    python userlm_r1.py                            the demo: SFT and RL of a tiny user, and a baseline, on a laptop CPU
+    python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
-    python userlm_r1.py train --model=runs/cold/checkpoint --drop=strategy    RL, here without one reward
-    python userlm_r1.py eval  --model=runs/demo/checkpoint             both tables and the fidelity report
-    python userlm_r1.py chat  --model=runs/demo/checkpoint             you are the agent; "?" shows the user's thought
+    python userlm_r1.py train --model=runs/cold --drop=strategy        RL, here without one reward
+    python userlm_r1.py sft   --name=speaker --notes=0.5               a user for the gyms: userrl.py --user=userlm:runs/speaker
+    python userlm_r1.py eval  --model=runs/demo                        both tables and the fidelity report
+    python userlm_r1.py chat  --model=runs/demo                        you are the agent; "?" shows the user's thought
     python userlm_r1.py profile --index=3                              a persona, its dynamic profile, a scripted call
 """
 
@@ -1444,8 +1445,8 @@ def as_trained(s: Settings) -> Settings:
     try:
         saved = json.loads((folder.parent / "config.json").read_text())
         return dataclasses.replace(s, model=str(folder), mode=saved["mode"], long=saved["long"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return s
+    except (OSError, ValueError, KeyError, TypeError):                  # not a run of ours
+        return dataclasses.replace(s, model=str(folder))
 
 
 def load(s: Settings):
