@@ -15,7 +15,7 @@ import userrl
 
 PERSONA = u.Persona("Maria", 34, "nurse", "Turin", "ISTJ", "slow", "brief", "patient", "polite", "honestly", "works nights")
 SMALL = ["--hidden=32", "--layers=1", "--vocab_size=700", "--drills=6", "--sft_steps=4", "--sft_demos=2", "--steps=3", "--tasks=2", "--calls=0.5",
-         "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700", "--workers=1"]
+         "--group=2", "--rows=24", "--eval_traps=1", "--eval_calls=2", "--max_new_tokens=24", "--save_every=2", "--sample_every=2", "--context=700", "--workers=1", "--baselines=no_reasoning"]
 
 
 def task(*moves, open=("refund", "date"), best=60):
@@ -469,10 +469,15 @@ def test_gym_lines_are_one_line_each():
     assert len(lines) > 50 and not any("\n" in x for x in lines)
 
 
+@functools.cache
+def small_tokenizer():
+    return grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)[1]
+
+
 def test_drills_train_only_what_can_be_known():
     """A drill that trained a value nobody could know taught the model to guess: every trained value stands in the memory (or
     was heard just before), the verdict is the comparison, and no held-out value is ever a fact's own."""
-    _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
+    tokenizer = small_tokenizer()
     checked, overloads = {False: 0, True: 0}, 0
     for prompted in checked:
         for i in range(40):
@@ -501,7 +506,7 @@ def test_drills_train_only_what_can_be_known():
 
 def test_a_user_for_the_gyms_practises_their_lines():
     """A user that had learned all about calls could not say a gym's line: every reply was the rules' (100 % "unfit")."""
-    _, tokenizer = grpo.tiny_policy([m["content"] for i in range(200) for m in u.example(u.Settings(), i)], hidden=32, layers=1)
+    tokenizer = small_tokenizer()
     for prompted in (False, True):
         t = u.drill(tokenizer, random.Random(0), prompted, "It is white up there.")
         assert tokenizer.decode([x for x, m in zip(t.ids, t.mask) if m]).strip() == " ".join(["It is white up there."] * (3 + prompted))
@@ -589,11 +594,15 @@ def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
     assert u.main(["demo", "--name=a", *SMALL]) == 2
 
 
-def test_a_checkpoint_brings_the_form_it_was_trained_in(here, capsys):
+def test_a_checkpoint_brings_the_form_it_was_trained_in(here, monkeypatch):
     """`train` on a policy without reasoning asked it for reasoning, and a run folder was no --model."""
-    assert u.main(["sft", "--name=n", "--mode=no_reasoning", *SMALL]) == 0
-    assert u.main(["train", "--name=t", "--model=runs/n", *SMALL]) == 0
-    assert json.loads(Path("runs/t/config.json").read_text())["mode"] == "no_reasoning"
+    started = []
+    monkeypatch.setattr(u, "start", lambda s, *rest: started.append(s))
+    Path("runs/n/checkpoint").mkdir(parents=True)
+    Path("runs/n/config.json").write_text(json.dumps(dict(mode="no_reasoning", long=True)))
+    for model in ("runs/n", "runs/n/checkpoint"):
+        assert u.main(["train", f"--model={model}"]) == 0
+    assert [(s.model, s.mode, s.long) for s in started] == [("runs/n/checkpoint", "no_reasoning", True)] * 2
 
 
 def test_two_processes_share_the_work(here, capsys):
