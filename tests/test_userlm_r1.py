@@ -549,7 +549,7 @@ def test_own_sops_and_personas(here, capsys):
 
 @pytest.mark.parametrize("argv, says", [(["dance"], "choose from"), (["--stepz=3"], "did you mean --steps"), (["--steps=many"], "takes int"), (["--mode=x"], "mode"),
                                         (["--drop=tags,x"], "drop"), ([f"--drop={','.join(u.COMPONENTS)}"], "no reward"), (["--mix=x"], "mix"), (["--group=1"], "group"), (["train"], "--model"), (["eval"], "--model"),
-                                        (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such"], "/no/such"), (["--slip=2"], "slip"), (["--notes=2"], "notes"),
+                                        (["chat"], "--model"), (["--judge=a", "--eval_judge=a"], "judge"), (["--model=/no/such", "--workers=1"], "/no/such"), (["--slip=2"], "slip"), (["--notes=2"], "notes"),
                                         (["--sops=/no/such"], "/no/such"), (["demo", "--resume=True", "--name=q"], "resume"), (["--name=../x"], "name"), (["--kv_heads=3"], "kv_heads"), (["--heads=0"], "heads"), (["--hidden=0"], "hidden"), (["--head_dim=5"], "head_dim")])
 def test_bad_input_is_one_clear_line(here, capsys, argv, says):
     assert u.main(argv) == 2
