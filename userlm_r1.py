@@ -47,7 +47,7 @@ import userrl                           # the run folder, the SFT loop and the c
 
 STATES = ("trust", "emotion", "patience", "participation")              # 0 to 10; may move by 2 a turn
 STYLES = {"verbosity": ("brief", "chatty"), "manner": ("polite", "blunt"), "patience": ("patient", "hasty"),
-        "rate": ("slow", "fast")}
+          "rate": ("slow", "fast")}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_eleven_traps_and_a_twin_differs_by_nothing_but_the_truth():
         for t in (trap, twin):
             said.append(u.CallEnv(t).reset()[0])
         lied = trap["memory"][a["key"]]                                     # twins drew other phrasings, and the test hid it
-        assert re.sub(rf"\b{a['said']}\b", "_", said[0]) == re.sub(rf"\b{lied}\b", "_", said[1]) or trap["memory"][b["key"]] != lied
+        assert re.sub(rf"\b{a['said']}\b", "_", said[0]) == re.sub(rf"\b{lied}\b", "_", said[1])
         assert u.right(trap, a, trap["open"]).plan.startswith("challenge") and u.right(twin, b, twin["open"]).plan.startswith("confirm")
 
 
@@ -501,7 +501,7 @@ def test_drills_train_only_what_can_be_known():
                            for key, known, heard in re.findall(r"memory ([a-z]+) (\w+), heard (\w+)", rest))
             trained = "".join(tokenizer.decode([x]) for x, m in zip(t.ids, t.mask) if m).split()
             assert set(trained) <= {*memory, *memory.values(), *re.findall(r"heard (\w+)", rest), "agrees", "differs", *u.PHRASES.split()}
-    assert checked[False] > 50 and overloads and checked[True] > 160            # an overload has more than one to compare
+    assert (checked, overloads) == ({False: 102, True: 195}, 4)        # four prompts of an overload, which has more than one to compare
 
 
 def test_a_user_for_the_gyms_practises_their_lines():

@@ -51,7 +51,7 @@ def test_evaluation_does_not_move_the_training_stream(here):
     assert metrics("a") == metrics("b")
 
 
-@pytest.mark.parametrize("workers", [2])
+@pytest.mark.parametrize("workers", (1, 2))
 def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(here, workers):
     """kill -9 between checkpoints: the half-written tail is dropped, the same steps come again, bit for bit."""
     small = [*SMALL, f"--workers={workers}"]
