@@ -4,6 +4,10 @@
                          ─▶ a score R per trajectory (trajectory_score) ─▶ z (group_advantages)
     w_t, z and the tokens of each turn ─▶ an advantage A_t per turn (turn_advantages)
 
+or, with no score in between, returns against returns:
+
+    rewards of each turn ─▶ a return G_t per turn ─▶ A_t = G_t - the others' mean G_t ("loo")
+
 Also: several rewards mixed into one (UserLM-R1), which groups carry a signal, and the numbers an
 evaluation reports. Formulas: UserRL, arXiv 2509.19736, and its released code.
 
@@ -19,7 +23,7 @@ EPS = 1e-6     # added to divisors, as in the released code: a tiny spread gives
 HUGE = 1e300   # larger magnitudes saturate here, so that sums of finite rewards stay finite
 
 TURN, TRAJECTORY = ("naive", "equalized", "r2g", "em"), ("sum", "mean", "r2g")
-COMBINE, NORMALIZE = ("scale", "paper", "shift"), ("std", "center")
+COMBINE, NORMALIZE = ("scale", "paper", "shift", "loo"), ("std", "center", "mean")
 
 
 # ---- one trajectory ----------------------------------------------------------------------------
@@ -79,6 +83,13 @@ def group_advantages(scores, group, normalize="std"):
     std     z = (R - mean) / (sample std + 1e-6)      GRPO, arXiv 2402.03300
     center  z = R - mean                              Dr. GRPO, arXiv 2503.20783: dividing by the
                                                       std weights easy and hard tasks unequally
+    mean    z = (R - mean) / (mean |R| + 1e-6)        MaxRL, arXiv 2602.02710, with |R| for R
+
+    Why mean: of N rollouts that score 0 or 1 each failure gets -1, a lone success N - 1, and one of
+    many nearly 0. The expected gradient is that of log p, the success rate's logarithm, as far as
+    N rollouts can tell, so a task weighs about 1 / p. |R| is the same where no score is negative;
+    with penalties the mean itself may be 0, or below it and turn every sign. Mind that a constant
+    added to all scores changes z: 0 must mean "nothing achieved".
 
     scores: one number per trajectory; group: one hashable id (int, string) per trajectory, in any
     order. Groups without signal (one member, or all equal up to float noise) get exactly 0.
@@ -91,11 +102,18 @@ def group_advantages(scores, group, normalize="std"):
         mates = [scores[i] for i in rows]
         if _equal(mates):
             continue
-        mean, std = _mean_std(mates, ddof=1)
-        divisor = std + EPS if normalize == "std" else 1.0
+        mean, unit = math.fsum(mates) / len(mates), _unit(mates, normalize, ddof=1)
         for i in rows:
-            z[i] = (scores[i] - mean) / divisor
+            z[i] = (scores[i] - mean) / unit
     return z
+
+
+def _unit(scores, normalize, ddof):
+    if normalize == "center":
+        return 1.0
+    if normalize == "mean":
+        return math.fsum(map(abs, scores)) / len(scores) + EPS
+    return _mean_std(scores, ddof)[1] + EPS
 
 
 def turn_advantages(rewards, tokens, group, turn="equalized", trajectory="r2g",
@@ -105,20 +123,28 @@ def turn_advantages(rewards, tokens, group, turn="equalized", trajectory="r2g",
     scale  A_t = w_t z N / sum_t(n_t w_t)         the released code; N counts the tokens whose w_t
                                                   is not 0; all 0 when the sum is 0. Equalized
                                                   gives plain GRPO: A_t = z.
-    paper  A_t = (w_t - mean R) / (std R + 1e-6)  as printed, population std; 1 under "center".
-                                                  Equalized then gives a group one advantage.
+    paper  A_t = (w_t - mean R) / (std R + 1e-6)  as printed, population std; mean |R| under "mean",
+                                                  1 under "center". Equalized then gives a group
+                                                  one advantage.
     shift  A_t = z + (w_t - m) / u                ours. m: the trajectory's token-weighted mean
                                                   credit. u: the group's range of credits,
                                                   max w - min w + 1e-6; 1 under "center".
+    loo    A_t = (G_t - mean of the others' G_t) / v   sum first, centre afterwards: leave_one_out.
+                                                  G_t = sum_{j>=t} gamma^(j-t) r_j. v: the group's
+                                                  sample std of G_1 + 1e-6; mean |G_1| + 1e-6 under
+                                                  "mean", 1 under "center".
 
     Why shift: the token-weighted mean of A_t is z, whatever the signs of w; more credit never means
     less advantage; equal credits give A_t = z. u is a range, for a std is tiny when one short turn
-    among hundreds is rewarded: so |A_t - z| < 1 under "std", in stds of the group's scores.
+    among hundreds is rewarded: so |A_t - z| < 1 under "std" and "mean", whose z have no unit.
+
+    loo reads neither turn nor trajectory: its credit is G_t and its score G_1, "r2g" for both.
 
     rewards, tokens: per trajectory, one number per turn; tokens: the trained tokens n_t of the
     turn, 0 allowed. group: one id per trajectory. Returns per trajectory one number per turn.
-    Groups without signal get 0 under every scheme. ValueError: as in the functions above, rewards
-    and tokens that disagree in length, negative tokens.
+    Groups without signal get 0 under every scheme: under loo those of equal G_1, also where later
+    returns differ, which biases it a little. ValueError: as in the functions above, rewards and
+    tokens that disagree in length, negative tokens.
     """
     _choice("combine", combine, COMBINE)
     if [len(r) for r in rewards] != [len(n) for n in tokens]:
@@ -126,28 +152,59 @@ def turn_advantages(rewards, tokens, group, turn="equalized", trajectory="r2g",
     tokens = [_numbers("tokens", n) for n in tokens]
     if any(n_t < 0 for n in tokens for n_t in n):
         raise ValueError("tokens must not be negative")
+    if combine == "loo":
+        turn = trajectory = "r2g"
     credits = [turn_credits(r, turn, gamma, k) for r in rewards]
     scores = [trajectory_score(r, trajectory, gamma) for r in rewards]
     z = group_advantages(scores, group, normalize)
     out = [[0.0] * len(w) for w in credits]
     for rows in _members(group, len(rewards)):
-        mates = [scores[i] for i in rows]
-        if _equal(mates):
+        R, w, n = [scores[i] for i in rows], [credits[i] for i in rows], [tokens[i] for i in rows]
+        if not _equal(R):
+            for i, a in zip(rows, _one_group(R, w, n, [z[i] for i in rows], combine, normalize)):
+                out[i] = a
+    return out
+
+
+def _one_group(R, w, n, z, combine, normalize):
+    # R, z: a number per rollout; w, n: a number per turn of each
+    if combine == "scale":
+        return [_scale(w_i, n_i, z_i) for w_i, n_i, z_i in zip(w, n, z)]
+    if combine == "paper":
+        mean, unit = math.fsum(R) / len(R), _unit(R, normalize, ddof=0)
+        return [[(w_t - mean) / unit for w_t in w_i] for w_i in w]
+    if combine == "loo":
+        unit = _unit(R, normalize, ddof=1)
+        return [[a_t / unit for a_t in a] for a in leave_one_out(w)]
+    everyone = [w_t for w_i in w for w_t in w_i]
+    # credits that differ by float noise only must shift nothing
+    spread = math.inf if _equal(everyone) else max(everyone) - min(everyone)
+    unit = 1.0 if normalize == "center" else spread + EPS
+    means = [_token_mean(w_i, n_i) for w_i, n_i in zip(w, n)]
+    return [[z_i + (w_t - m) / unit for w_t in w_i] for w_i, z_i, m in zip(w, z, means)]
+
+
+def leave_one_out(returns):
+    """A_t = G_t - the mean over the group's other rollouts of their G_t (0 where they have ended).
+
+    returns: of one group, per rollout one finite G_t per turn; returns as many. Alone: 0.
+
+    Unbiased wherever rollouts stop: what is subtracted at turn t is settled by the others alone,
+    and a number that an action cannot change favours no action on average. At gamma 1, undivided,
+    sum_t A_t grad log pi_t is then in expectation the gradient of the expected return. Centring
+    each turn's reward first and adding then is biased: a rollout pays one baseline for each turn it
+    lasts, so its own choice to go on sets the bill, a hidden fine on every further turn (a bonus
+    where rewards are negative). And who goes on alone is compared with itself and learns nothing.
+    """
+    out = [[0.0] * len(g) for g in returns]
+    for t in range(max(map(len, returns), default=0)):
+        column = [g[t] if t < len(g) else 0.0 for g in returns]
+        if _equal(column):
             continue
-        mean, std = _mean_std(mates, ddof=0)
-        everyone = [w_t for i in rows for w_t in credits[i]]
-        # credits that differ by float noise only must shift nothing
-        spread = math.inf if _equal(everyone) else max(everyone) - min(everyone)
-        by_std, by_range = (std + EPS, spread + EPS) if normalize == "std" else (1.0, 1.0)
-        for i in rows:
-            w = credits[i]
-            if combine == "scale":
-                out[i] = _scale(w, tokens[i], z[i])
-            elif combine == "paper":
-                out[i] = [(w_t - mean) / by_std for w_t in w]
-            else:
-                m = _token_mean(w, tokens[i])
-                out[i] = [z[i] + (w_t - m) / by_range for w_t in w]
+        total = math.fsum(column)
+        for a, g_t in zip(out, column):
+            if t < len(a):
+                a[t] = g_t - (total - g_t) / (len(column) - 1)
     return out
 
 
@@ -169,8 +226,9 @@ def signal_groups(scores, group):
     """Which trajectories can teach: (keep, counts).
 
     keep: one bool per trajectory, False where its group is a singleton or all its scores are equal
-    (up to float noise), that is where z is 0. counts: {"groups", "signal", "singleton", "equal"},
-    in groups. Dropping and redrawing such groups is DAPO's dynamic sampling, arXiv 2503.14476.
+    (up to float noise), that is where z is 0; under loo the scores are the G_1, trajectory "r2g".
+    counts: {"groups", "signal", "singleton", "equal"}, in groups. Dropping and redrawing such
+    groups is DAPO's dynamic sampling, arXiv 2503.14476.
     """
     scores = _numbers("scores", scores)
     keep, counts = [True] * len(scores), dict(groups=0, signal=0, singleton=0, equal=0)
@@ -294,8 +352,10 @@ def _demo():
     tokens, group = [[12, 14, 10, 6], [12, 10, 6], [12, 14, 10, 6], [14, 6]], ["oslo"] * 4
     scores = [trajectory_score(r) for r in rewards]
     print("Four rollouts of one task. R: trajectory score r2g, gamma 0.8; z: R against the group.")
-    for name, r, score, z in zip("ABCD", rewards, scores, group_advantages(scores, group)):
-        print(f"  {name}  R {score:.2f}  z {z:+.2f}  turn rewards {r}")
+    z = [group_advantages(scores, group, normalize) for normalize in NORMALIZE]
+    for name, r, score, *z_i in zip("ABCD", rewards, scores, *z):
+        cells = "  ".join(f"{normalize} {x:+.2f}" for normalize, x in zip(NORMALIZE, z_i))
+        print(f"  {name}  R {score:.2f}  z: {cells}  turn rewards {r}")
 
     print("\nRollout A\n      user   I fly to Oslo on 3 May. Could you find me a flight?")
     for t, ((agent, user), r, n) in enumerate(zip(said, rewards[0], tokens[0]), 1):
@@ -305,6 +365,8 @@ def _demo():
     for turn in TURN:
         print(f"{turn:<11}credit ", *(f"{w:8.2f}" for w in turn_credits(rewards[0], turn)), sep="")
         for combine in COMBINE:
+            if combine == "loo" and turn != "r2g":   # it reads no other credit
+                continue
             a, _, _, d = turn_advantages(rewards, tokens, group, turn, combine=combine)
             cells = [f"{x + 0.0:+8.2f}" for x in [*a, _token_mean(a, tokens[0]), *d]]   # no -0.00
             print(f"{'':11}{combine:<7}", *cells[:4], " " * 6, cells[4], " ", *cells[5:], sep="")

@@ -103,6 +103,46 @@ def test_std_is_the_sample_std():
     assert R.group_advantages([0, 1], [0, 0]) == close([-0.7071, 0.7071], 1e-4)
 
 
+def test_mean_weighs_a_rare_success_more():
+    # mean 1/4: (0 - 1/4) / (1/4) and (1 - 1/4) / (1/4); mean 3/4: 1/3 and -1
+    assert R.group_advantages([0, 0, 1, 0], [7] * 4, "mean") == close([-1, -1, 3, -1], 1e-5)
+    assert R.group_advantages([1, 0, 1, 1], [7] * 4, "mean") == close([1 / 3, -1, 1 / 3, 1 / 3], 1e-5)
+
+
+def test_mean_with_penalties_turns_no_sign():
+    """The bug: divided by the mean itself, -2 here, the worse of two rollouts is praised; and -1 and 1,
+    whose mean is 0, get a million. The mean of |R| is 2 and 1."""
+    assert R.group_advantages([-3, -1], [0, 0], "mean") == close([-0.5, 0.5], 1e-5)
+    assert R.group_advantages([-1, 1], [0, 0], "mean") == close([-1, 1], 1e-5)
+    assert R.group_advantages([0, -1, 1, -4], [0] * 4, "mean") == close([1 / 1.5, 0, 2 / 1.5, -3 / 1.5], 1e-5)
+
+
+def test_mean_is_maximum_likelihood_in_expectation():
+    """Three tries at success probability p = 1/4, all eight outcomes. d log pi / d logit is 1 - p or -p.
+    The gradient of p itself is p (1 - p) = 3/16; mean multiplies it by (1 - (1 - p)^2) / p = 7/4, the
+    first two terms of 1 / p = sum_k (1 - p)^(k - 1)."""
+    p, expected = 0.25, 0.0
+    for scores in itertools.product([0, 1], repeat=3):
+        chance = math.prod(p if hit else 1 - p for hit in scores)
+        z = R.group_advantages(scores, [0] * 3, "mean")
+        expected += chance * sum((hit - p) * z_i for hit, z_i in zip(scores, z)) / 3
+    assert expected == close(3 / 16 * 7 / 4, 1e-5)
+
+
+def test_mean_properties():
+    """Between -1 and N - 1 where nothing is negative; sums to 0; the unit of the scores does not matter."""
+    rng = random.Random(6)
+    for _ in range(50):
+        low, n = rng.choice([0, 0, -1]), rng.randint(2, 8)
+        scores = [rng.choice([0.0, rng.uniform(low, 1)]) for _ in range(n)]
+        z = R.group_advantages(scores, [0] * n, "mean")
+        assert sum(z) == close(0)
+        larger = R.group_advantages([1000 * x for x in scores], [0] * n, "mean")
+        assert larger == pytest.approx(z, rel=1e-3, abs=1e-3)
+        if low == 0:
+            assert -1 <= min(z) and max(z) <= n - 1
+
+
 def test_groups_by_id_not_by_position():
     """The bug: groups mixed up by repeat against repeat_interleave. The same rollouts in another
     order must get the same numbers, whatever their order and the type of their ids."""
@@ -126,7 +166,7 @@ def test_float_noise_is_no_signal(scale):
     assert R.group_advantages([a, b], [0, 0], "center") == [0.0, 0.0]
     rewards = [[0.1 * scale, 0.2 * scale, 0.3 * scale], [0.3 * scale, 0.2 * scale, 0.1 * scale]]
     for combine, turn in itertools.product(R.COMBINE, R.TURN):
-        a = R.turn_advantages(rewards, [[1, 1, 1]] * 2, [0, 0], turn, "sum", combine)
+        a = R.turn_advantages(rewards, [[1, 1, 1]] * 2, [0, 0], turn, "sum", combine, gamma=1.0)
         assert flat(a) == [0.0] * 6
 
 
@@ -184,6 +224,8 @@ def slow_scale(rewards, tokens, group, turn, trajectory, gamma, normalize):
         z = scores[i] - sum(mates) / len(mates)
         if normalize == "std":
             z = z / (statistics.stdev(mates) + 1e-6) if len(mates) > 1 else 0.0
+        if normalize == "mean":
+            z = z / (statistics.mean(map(abs, mates)) + 1e-6)
         w, per_token = slow_credits(r, turn, gamma), []
         for w_t, n in zip(w, tokens[i]):
             per_token += [w_t] * n
@@ -260,6 +302,9 @@ def test_paper_by_hand():
     # R = 4, 0: mean 2, and no std under center
     a = R.turn_advantages([[4, 0], [0]], tokens, [0, 0], "naive", "sum", "paper", normalize="center")
     assert flat(a) == [2, -2, -2]
+    # -1, -3: mean -2, mean |R| = 2, std 1, so A = (w + 2) / 2
+    a = R.turn_advantages([[-1, 0], [-3]], tokens, [0, 0], "naive", "sum", "paper", normalize="mean")
+    assert flat(a) == close([0.5, 1, -0.5], 1e-5)
 
 
 def test_paper_equalized_cannot_tell_rollouts_apart():
@@ -274,13 +319,16 @@ def test_shift_by_hand():
     # std: R = 1, 0, so z = +-.7071; credits range from 0 to 1; m = (1 x 1 + 3 x 0) / 4 = .25
     a = R.turn_advantages([[1, 0], [0]], [[1, 3], [4]], [0, 0], "naive", "sum", "shift")
     assert flat(a) == close([0.7071068 + 0.75, 0.7071068 - 0.25, -0.7071068], 1e-5)
+    # mean: R = 1, 0, so z = +-.5 / .5; u is the range here too
+    a = R.turn_advantages([[1, 0], [0]], [[1, 3], [4]], [0, 0], "naive", "sum", "shift", normalize="mean")
+    assert flat(a) == close([1 + 0.75, 1 - 0.25, -1], 1e-5)
 
 
 @pytest.mark.parametrize("normalize", R.NORMALIZE)
 @pytest.mark.parametrize("turn", R.TURN)
 @pytest.mark.parametrize("low,high", [(0, 1), (-1, 1), (-5e3, 2e3), (0, 1e-7)])
 def test_shift_properties(turn, normalize, low, high):
-    """Token-weighted mean z; order of credits kept inside a trajectory; within one std of z."""
+    """Token-weighted mean z; order of credits kept inside a trajectory; within 1 of z."""
     rng = random.Random(2)
     for _ in range(20):
         rewards, tokens, group = random_batch(rng, low, high)
@@ -293,7 +341,7 @@ def test_shift_properties(turn, normalize, low, high):
                 assert mean == pytest.approx(z_i, abs=1e-9 * size)
             for s, t in itertools.product(range(len(w)), repeat=2):
                 assert a_i[s] >= a_i[t] or w[s] < w[t]
-            if normalize == "std":
+            if normalize != "center":
                 assert all(abs(x - z_i) <= 1 for x in a_i)
             if turn == "equalized":
                 assert a_i == [z_i] * len(n)
@@ -329,6 +377,135 @@ def test_shift_ignores_float_noise_in_credits():
     rewards = [[(0.1 + 0.2 + 0.3) * 1e300, (0.3 + 0.2 + 0.1) * 1e300], [0.6e300]]
     a = R.turn_advantages(rewards, [[1, 1], [1]], [0, 0], "naive", "sum", "shift")
     assert a[0][0] == a[0][1] > 0 > a[1][0]
+
+
+# ---- combine = loo ----
+
+def loo(rewards, group, gamma=1.0, normalize="center"):
+    tokens = [[1] * len(r) for r in rewards]
+    return R.turn_advantages(rewards, tokens, group, combine="loo", gamma=gamma, normalize=normalize)
+
+
+def test_loo_by_hand():
+    """Two groups, interleaved, of rollouts of one to three turns; who has ended counts as 0."""
+    rewards, group = [[1, 0, 4], [1], [2], [0, 8], [0, 2]], ["a", "b", "a", "b", "a"]
+    # gamma 1: a has G = 5 4 4 | 2 | 2 2, b has 1 | 8 8
+    assert loo(rewards, group) == [[5 - (2 + 2) / 2, 4 - (0 + 2) / 2, 4 - 0],
+                                   [1 - 8], [2 - (5 + 2) / 2],
+                                   [8 - 1, 8 - 0], [2 - (5 + 2) / 2, 2 - (4 + 0) / 2]]
+    # gamma .5: a has G = 2 2 4 | 2 | 1 2, b has 1 | 4 8
+    assert loo(rewards, group, 0.5) == [[0.5, 1, 4], [-3], [0.5], [3, 8], [-1, 1]]
+
+
+def test_loo_divided_by_hand():
+    # G_1 = 1 and 3: sample std sqrt(2), mean 2; undivided 1 - 3, then 3 - 1 and 3 - 0
+    rewards = [[1], [0, 3]]
+    assert loo(rewards, [0, 0]) == [[-2], [2, 3]]
+    assert flat(loo(rewards, [0, 0], normalize="std")) == close([-1.4142136, 1.4142136, 2.1213203], 1e-5)
+    assert flat(loo(rewards, [0, 0], normalize="mean")) == close([-1, 1, 1.5], 1e-5)
+    # G_1 = -1 and -3: divided by 2, not by -2
+    assert flat(loo([[-1], [0, -3]], [0, 0], normalize="mean")) == close([1, -1, -1.5], 1e-5)
+
+
+def centred_over_the_living(rewards):
+    """The tempting way: a turn's reward minus the mean over the rollouts that still play, added up after."""
+    out = []
+    for r in rewards:
+        centred = []
+        for t, r_t in enumerate(r):
+            living = [other[t] for other in rewards if len(other) > t]
+            centred.append(r_t - sum(living) / len(living))
+        out.append([sum(centred[t:]) for t in range(len(r))])
+    return out
+
+
+def centred_over_the_others(rewards):
+    """The same with all the others, 0 where they have ended: it still pays per turn that it lasts."""
+    out = []
+    for i, r in enumerate(rewards):
+        others = [other for j, other in enumerate(rewards) if j != i]
+        centred = []
+        for t, r_t in enumerate(r):
+            theirs = [other[t] for other in others if len(other) > t]
+            centred.append(r_t - sum(theirs) / len(others))
+        out.append([sum(centred[t:]) for t in range(len(r))])
+    return out
+
+
+def expected_gradient(advantages, stop, win):
+    """Of a softmax policy with two logits, both 0: go on or stop (probability 1/2 each), then hit or miss.
+
+    Stopping earns `stop`, going on nothing, a hit `win`. d log pi / d logit is 1/2 for going on and for
+    hitting, -1/2 for their opposites. Exact: all nine pairs of rollouts, with their chances."""
+    rollouts = [(1 / 2, [stop], [-1 / 2]), (1 / 4, [0, win], [1 / 2, 1 / 2]), (1 / 4, [0, 0], [1 / 2, -1 / 2])]
+    gradient = [0.0, 0.0]
+    for pair in itertools.product(rollouts, repeat=2):
+        chances, rewards, slopes = zip(*pair)
+        for slope, a in zip(slopes, advantages(rewards)):
+            for t, slope_t in enumerate(slope):
+                gradient[t] += math.prod(chances) * slope_t * a[t] / 2
+    return gradient
+
+
+def test_loo_is_unbiased_where_rollouts_stop():
+    """The bug: each turn's reward centred, then added. Stopping earns 1, going on 3 half of the time: the
+    return is (1 - p) + 3 p q, so at p = q = 1/2 its gradient is p (1 - p) (3 q - 1) = 1/8 towards going on
+    and 3 p q (1 - q) = 3/8 towards hitting. Centred turn by turn, the policy learns to stop.
+
+    By hand, loo's first number: who stops gets 1 - 1, 1 - 3 or 1 - 0, on average -1/4; who hits 1.75, who
+    misses -1.25: 1/2 x -1/2 x -1/4 + 1/4 x 1/2 x 1.75 + 1/4 x 1/2 x -1.25 = 1/8."""
+    assert expected_gradient(lambda rewards: loo(rewards, [0, 0]), stop=1, win=3) == [1 / 8, 3 / 8]
+    assert expected_gradient(centred_over_the_living, stop=1, win=3) == [-1 / 8, 3 / 32]
+    assert expected_gradient(centred_over_the_others, stop=1, win=3)[0] == -1 / 16
+
+
+def slow_loo(rewards, group, gamma, normalize):
+    """Second implementation: the formula, one turn of one rollout at a time."""
+    returns = [slow_credits(r, "r2g", gamma) for r in rewards]
+    out = []
+    for i, mine in enumerate(returns):
+        others = [g for j, g in enumerate(returns) if group[j] == group[i] and j != i]
+        firsts = [g[0] if g else 0.0 for j, g in enumerate(returns) if group[j] == group[i]]
+        v = 1.0
+        if normalize == "std" and others:
+            v = statistics.stdev(firsts) + 1e-6
+        if normalize == "mean":
+            v = statistics.mean(map(abs, firsts)) + 1e-6
+        a = []
+        for t, g_t in enumerate(mine):
+            a.append((g_t - statistics.mean(g[t] if len(g) > t else 0.0 for g in others)) / v if others else 0.0)
+        out.append(a if max(firsts) - min(firsts) > 1e-9 else [0.0] * len(mine))
+    return out
+
+
+@pytest.mark.parametrize("normalize", R.NORMALIZE)
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.0])
+def test_loo_equals_the_slow_version(gamma, normalize):
+    rng = random.Random(7)
+    for _ in range(50):
+        rewards, _, group = random_batch(rng, -0.5, 1.0)
+        assert flat(loo(rewards, group, gamma, normalize)) == close(flat(slow_loo(rewards, group, gamma, normalize)))
+
+
+def test_loo_ignores_what_all_share():
+    """A constant on turn t of everyone's reward, and the credit, score and tokens asked for, change nothing."""
+    rng = random.Random(8)
+    for _ in range(20):
+        rewards = [[rng.uniform(-1, 1) for _ in range(4)] for _ in range(5)]
+        bonus = [rng.uniform(-1, 1) for _ in range(4)]
+        more = [[r_t + b for r_t, b in zip(r, bonus)] for r in rewards]
+        a = loo(rewards, [0] * 5, 0.9, "std")
+        assert flat(loo(more, [0] * 5, 0.9, "std")) == close(flat(a))
+        for turn, trajectory in itertools.product(R.TURN, R.TRAJECTORY):
+            tokens = [[rng.randint(0, 9) for _ in range(4)] for _ in range(5)]
+            again = R.turn_advantages(rewards, tokens, [0] * 5, turn, trajectory, "loo", 0.9, 2.0, "std")
+            assert again == a
+
+
+def test_leave_one_out_of_nobody():
+    assert R.leave_one_out([]) == []
+    assert R.leave_one_out([[1.0, 2.0]]) == [[0.0, 0.0]]
+    assert R.leave_one_out([[], []]) == [[], []]
 
 
 # ---- shapes that break things ----
@@ -376,8 +553,8 @@ def test_arguments_are_left_alone():
 @pytest.mark.parametrize("call,says", [
     (partial(R.turn_credits, [1], "reward"), "turn must be one of naive, equalized, r2g, em; got 'reward'"),
     (partial(R.trajectory_score, [1], "max"), "trajectory must be one of sum, mean, r2g; got 'max'"),
-    (partial(R.group_advantages, [1], [0], "rank"), "normalize must be one of std, center; got 'rank'"),
-    (partial(R.turn_advantages, [[1]], [[1]], [0], combine="add"), "combine must be one of scale, paper, shift"),
+    (partial(R.group_advantages, [1], [0], "rank"), "normalize must be one of std, center, mean; got 'rank'"),
+    (partial(R.turn_advantages, [[1]], [[1]], [0], combine="add"), "combine must be one of scale, paper, shift, loo"),
     (partial(R.turn_advantages, [[1]], [[1]], [0], turn="x"), "turn must be one of"),
     (partial(R.mix_rewards, {"a": [1]}, None, [0], "max"), "normalize must be one of sum, per_component"),
     (partial(R.turn_advantages, [[1, 2]], [[1]], [0]), "per trajectory, one number per turn"),
