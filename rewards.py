@@ -142,9 +142,10 @@ def turn_advantages(rewards, tokens, group, turn="equalized", trajectory="r2g",
 
     rewards, tokens: per trajectory, one number per turn; tokens: the trained tokens n_t of the
     turn, 0 allowed. group: one id per trajectory. Returns per trajectory one number per turn.
-    Groups without signal get 0 under every scheme: under loo those of equal G_1, also where later
-    returns differ, which biases it a little. ValueError: as in the functions above, rewards and
-    tokens that disagree in length, negative tokens.
+    Groups without signal get 0 under every scheme; but loo under "center" hears groups of equal
+    G_1 too: the same total at other turns is a signal, and without it loo would be biased.
+    ValueError: as in the functions above, rewards and tokens that disagree in length, negative
+    tokens.
     """
     _choice("combine", combine, COMBINE)
     if [len(r) for r in rewards] != [len(n) for n in tokens]:
@@ -160,7 +161,8 @@ def turn_advantages(rewards, tokens, group, turn="equalized", trajectory="r2g",
     out = [[0.0] * len(w) for w in credits]
     for rows in _members(group, len(rewards)):
         R, w, n = [scores[i] for i in rows], [credits[i] for i in rows], [tokens[i] for i in rows]
-        if not _equal(R):
+        # equal scores have no std to divide by; loo undivided needs no such rule
+        if not _equal(R) or (combine, normalize) == ("loo", "center"):
             for i, a in zip(rows, _one_group(R, w, n, [z[i] for i in rows], combine, normalize)):
                 out[i] = a
     return out
@@ -226,9 +228,9 @@ def signal_groups(scores, group):
     """Which trajectories can teach: (keep, counts).
 
     keep: one bool per trajectory, False where its group is a singleton or all its scores are equal
-    (up to float noise), that is where z is 0; under loo the scores are the G_1, trajectory "r2g".
-    counts: {"groups", "signal", "singleton", "equal"}, in groups. Dropping and redrawing such
-    groups is DAPO's dynamic sampling, arXiv 2503.14476.
+    (up to float noise), that is where z is 0. (Under loo and "center" advantages may differ from 0
+    all the same: there ask them.) counts: {"groups", "signal", "singleton", "equal"}, in groups.
+    Dropping and redrawing such groups is DAPO's dynamic sampling, arXiv 2503.14476.
     """
     scores = _numbers("scores", scores)
     keep, counts = [True] * len(scores), dict(groups=0, signal=0, singleton=0, equal=0)

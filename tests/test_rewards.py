@@ -459,6 +459,19 @@ def test_loo_is_unbiased_where_rollouts_stop():
     assert expected_gradient(centred_over_the_others, stop=1, win=3)[0] == -1 / 16
 
 
+def test_loo_hears_the_same_total_at_another_turn():
+    """The bug: groups of equal returns dropped, as every other scheme may. Stopping earns 1, a hit 1: who
+    stopped and who hit have the same total, and dropping that pair halves the gradient towards hitting,
+    p q (1 - q) = 1/8. (Towards going on it is p (1 - p) (q - 1) = -1/8.)"""
+    assert loo([[1], [0, 1]], [0, 0]) == [[0], [0, 1]]
+    assert expected_gradient(lambda rewards: loo(rewards, [0, 0]), stop=1, win=1) == [-1 / 8, 1 / 8]
+    # divided, there is nothing to divide by: a std of 0
+    assert loo([[1], [0, 1]], [0, 0], normalize="std") == [[0], [0, 0]]
+    # float noise is no signal here either
+    same = [[0.1 + 0.2 + 0.3, 0.3], [0.3 + 0.2 + 0.1, 0.3]]
+    assert loo(same, [0, 0], gamma=0.0) == [[0, 0], [0, 0]]
+
+
 def slow_loo(rewards, group, gamma, normalize):
     """Second implementation: the formula, one turn of one rollout at a time."""
     returns = [slow_credits(r, "r2g", gamma) for r in rewards]
@@ -474,7 +487,8 @@ def slow_loo(rewards, group, gamma, normalize):
         a = []
         for t, g_t in enumerate(mine):
             a.append((g_t - statistics.mean(g[t] if len(g) > t else 0.0 for g in others)) / v if others else 0.0)
-        out.append(a if max(firsts) - min(firsts) > 1e-9 else [0.0] * len(mine))
+        silent = normalize != "center" and max(firsts) - min(firsts) < 1e-9
+        out.append([0.0] * len(mine) if silent else a)
     return out
 
 
