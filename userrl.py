@@ -52,8 +52,8 @@ class Settings(grpo.RunSettings):
     decay: str = "cosine"           # to 0 at the last step, or "constant"
     turn: str = "naive"             # turn credit: naive | equalized | r2g | em
     trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
-    combine: str = "shift"          # scale (released code) | paper (as printed) | shift (ours)
-    normalize: str = "center"       # std | center
+    combine: str = "shift"          # scale (released code) | paper (as printed) | shift (ours) | loo (leave one out)
+    normalize: str = "center"       # std | center | mean (rare successes weigh more)
     gamma: float = 0.8              # discount of r2g
     k: float = 2.0                  # steepness of em
     clip_low: float = 0.2           # the ratio is clipped at 1 - clip_low
@@ -441,9 +441,9 @@ def roll(s: Settings, engine, user, tasks: list[tuple[str, int]], times: dict) -
 def collect(s: Settings, engine, user, mixture: dict, times: dict):
     """This process's share of a step's rollouts: (trajectories, their advantages, groups with a signal, counts).
 
-    Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (all scores
-    equal) are counted and not trained on; with --resample, other tasks are drawn in their place.  The counts are of
-    all processes, and with them the first reason of a user that failed.
+    Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (every
+    advantage 0) are counted and not trained on; with --resample, other tasks are drawn in their place.  The counts
+    are of all processes, and with them the first reason of a user that failed.
     """
     talks, broken, groups, alive = [], [], 0, 0
     for _ in range(1 + s.resample):
@@ -454,15 +454,13 @@ def collect(s: Settings, engine, user, mixture: dict, times: dict):
                 broken.append(talk.error)
             elif talk.turn_rewards:
                 talks.append(talk)
-        scores = [rewards.trajectory_score(t.turn_rewards, s.trajectory, s.gamma) for t in talks]
-        keep, _ = rewards.signal_groups(scores, [t.group for t in talks])
-        signals = sorted({t.group for t, signal in zip(talks, keep) if signal})
+        advantages = rewards.turn_advantages(
+            [t.turn_rewards for t in talks], [t.tokens for t in talks], [t.group for t in talks],
+            s.turn, s.trajectory, s.combine, s.gamma, s.k, s.normalize)
+        signals = sorted({t.group for t, a in zip(talks, advantages) if any(a)})
         alive = int(grpo.summed([len(signals)])[0])
         if alive == s.tasks:
             break
-    advantages = rewards.turn_advantages(
-        [t.turn_rewards for t in talks], [t.tokens for t in talks], [t.group for t in talks],
-        s.turn, s.trajectory, s.combine, s.gamma, s.k, s.normalize)
     errors = list(itertools.chain(*grpo.gather(broken)))
     counts = {"groups": groups, "dead": groups - alive, "user_error": len(errors), "reason": (errors or [""])[0]}
     return talks, advantages, signals, counts
@@ -555,9 +553,10 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
 def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None:
     """Write a conversation to samples.jsonl and print it, with each turn's reward and advantage."""
     s = run.s
+    turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
     run.log("samples.jsonl", {
         "phase": "rl", "step": step, "gym": talk.gym, "status": talk.status, "messages": talk.messages,
-        "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, s.turn, s.gamma, s.k),
+        "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
         "advantages": advantages, "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
     earned = zip(talk.turn_rewards, advantages)

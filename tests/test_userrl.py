@@ -155,8 +155,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(echo, capsys, monkeypa
 def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
     """A run folder is a model, too: it was a name that no hub knew."""
     assert userrl.main(["sft", "--name=cold", *LIVE]) == 0
-    options = """--turn=r2g --combine=shift --kl=0.1 --updates=2 --ratio=sequence --aggregate=constant --resample=1
-        --steps=2""".split()
+    options = """--combine=loo --normalize=mean --gamma=1 --kl=0.1 --updates=2 --ratio=sequence --aggregate=constant
+        --resample=1 --steps=2""".split()
     capsys.readouterr()
     assert userrl.main(["train", "--name=warm", "--model=runs/cold", *LIVE, *options]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rl    1/2"))
