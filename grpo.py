@@ -985,8 +985,8 @@ def sft_step(model, optimizer, trajs, *, lr, echo=0.0, micro_tokens=16384, max_g
         logp, heard = said_and_heard(model, [trajs[i] for i in batch], echo=echo)
         loss, sums = -logp.sum() / total, {}
         if echo:
-            surprise = -heard.sum() / max(replies, 1)
-            loss, sums = loss + echo * surprise, {"echo": surprise.detach()}
+            echo_loss = -heard.sum() / max(replies, 1)
+            loss, sums = loss + echo * echo_loss, {"echo": echo_loss.detach()}
         return loss, sums, 0.0
 
     metrics, sums, _ = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
@@ -1038,8 +1038,8 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
         sums |= {"kl": (torch.expm1(d) - d).sum(), "entropy": -logp.detach().sum()}
         loss = (loss * each).sum()
         if echo:
-            surprise = -heard.sum() / max(replies, 1)
-            loss, sums["echo"] = loss + echo * surprise, surprise.detach()
+            echo_loss = -heard.sum() / max(replies, 1)
+            loss, sums["echo"] = loss + echo * echo_loss, echo_loss.detach()
         return loss, sums, float(stats["ratio"].max())
 
     metrics, sums, largest = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)

@@ -1165,7 +1165,7 @@ def learn(rank, n):
     model, tok = grpo.tiny_policy(["hello there general"], vocab_size=270, hidden=16, layers=1)
     texts = ["hello", "there is more here", "general", "a"]
     trajs = [grpo.text_trajectory(tok, t) for t in texts]
-    for t in trajs[::2]:                                        # the second process hears nothing
+    for t in trajs[:3]:
         t.hear(tok, "so " * len(t.ids))
     trajs = trajs[rank::n]
     adv = [[1.0], [-0.5], [2.0], [0.3]][rank::n]
