@@ -176,6 +176,7 @@ class Trajectory:
     mask    1 = sampled (the sampled <|im_end|> too), 0 = forced: prompts, user replies, an imposed <|im_end|>
     logps   log-prob at sampling time under the tempered distribution; 0 where the mask is 0
     turn    index of the assistant turn (0, 1, ...) of a sampled token; -1 for every other token
+    heard   where in `ids` the user's replies stand: their words and <|im_end|>, no role, no newline; not the opening
     status  done | truncated (the environment's turn limit) | length (context full) | user_error (leave it out)
     error   how the user failed, in one line: "ConnectionError: refused"
     `turn_rewards` and `infos` hold one entry per finished turn; `messages` is the text view, for logs only.
@@ -184,6 +185,7 @@ class Trajectory:
     mask: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
+    heard: list[int] = field(default_factory=list)
     turn_rewards: list[float] = field(default_factory=list)
     infos: list[dict] = field(default_factory=list)
     messages: list[dict] = field(default_factory=list)
@@ -203,6 +205,14 @@ class Trajectory:
         self.logps += logps
         self.turn += [turn if m else -1 for m in mask]
 
+    def hear(self, tokenizer, reply):
+        """Append what the user replies, a message of forced tokens, and note where its words are."""
+        ids = message_ids(tokenizer, "user", reply)
+        # A token that joins the header's newline to one of the reply's counts as header.
+        header, newline = 1 + len(encode(tokenizer, "user\n")), len(encode(tokenizer, "\n"))
+        self.heard += range(len(self.ids) + header, len(self.ids) + len(ids) - newline)
+        self.extend(ids, 0)
+
     @property
     def tokens(self):
         """Trained tokens of each turn; a turn that earned nothing, or has no trained token, keeps its place."""
@@ -214,6 +224,9 @@ def demo_trajectory(tokenizer, messages):
     """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT)."""
     traj, said = Trajectory(messages=list(messages), status="done"), 0
     for i, m in enumerate(messages):
+        if m["role"] == "user" and said:
+            traj.hear(tokenizer, m["content"])
+            continue
         if m["role"] != "assistant":
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
@@ -442,11 +455,14 @@ class Talk:
         if terminated or truncated:
             traj.status = "done" if terminated else "truncated"
             return traj.extend(end, 0)
-        more = [*end, *encode(engine.tokenizer, "\n"), *message_ids(engine.tokenizer, "user", feedback),
-                *reply_ids(engine.tokenizer)]
+        between, prompt = encode(engine.tokenizer, "\n"), reply_ids(engine.tokenizer)
+        more = [*end, *between, *message_ids(engine.tokenizer, "user", feedback), *prompt]
         if len(traj.ids) + len(more) + 2 > engine.max_len:
-            traj.status, more = "length", end
-        traj.extend(more, 0)
+            traj.status = "length"
+            return traj.extend(end, 0)
+        traj.extend([*end, *between], 0)
+        traj.hear(engine.tokenizer, feedback)
+        traj.extend(prompt, 0)
 
 
 def ask(user, queries):
@@ -675,17 +691,30 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
 
 # ------------------------------------------------------------------------------------------------ log-probs and loss
 
-def trained_logps(model, trajs, temperature=1.0):
-    """Log-probs of the trained tokens of some trajectories, flat [N] float32 in order, with gradients if enabled.
+def said_and_heard(model, trajs, temperature=1.0, echo=0.0):
+    """Log-probs of the trained tokens of some trajectories, [N], and with echo > 0 of their `heard` ones, [M].
 
-    Logits exist only where a token is trained, float32 only a chunk at a time; more than one chunk (a large
-    vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
+    Both by one forward pass, flat float32 in order, with gradients if enabled. `temperature` is the sampler's; nobody
+    sampled what was heard, it is scored at 1. Without echo the second is None, and costs nothing.
     """
-    device = model.device
-    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(device)  # [B, T]
-    row, col = (torch.from_numpy(i).to(device) for i in padded([t.mask for t in trajs]).nonzero())  # [N], [N]
+    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
     # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, hidden]
+    said = logps_at(model, hidden, ids, *padded([t.mask for t in trajs]).nonzero(), temperature)
+    if not echo:
+        return said, None
+    rows = np.repeat(np.arange(len(trajs)), [len(t.heard) for t in trajs])
+    cols = np.array([at for t in trajs for at in t.heard], np.int64)
+    return said, logps_at(model, hidden, ids, rows, cols)
+
+
+def logps_at(model, hidden, ids, row, col, temperature=1.0):
+    """Log-probs of the tokens ids[row, col], [N] float32, given the hidden states [B, T, hidden] over ids [B, T].
+
+    Logits exist only where a token is wanted, float32 only a chunk at a time; more than one chunk (a large
+    vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
+    """
+    row, col = (torch.from_numpy(i).to(model.device) for i in (row, col))  # [N], [N]
     # the token at t is predicted at t - 1
     hidden, target = hidden[row, col - 1], ids[row, col]
     head = model.get_output_embeddings()
@@ -699,6 +728,11 @@ def trained_logps(model, trajs, temperature=1.0):
     if len(chunks) > 1 and torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, y, use_reentrant=False) for h, y in chunks])
     return torch.cat([chunk_logps(h, y) for h, y in chunks])
+
+
+def trained_logps(model, trajs, temperature=1.0):
+    """Log-probs of the trained tokens alone, [N]: the first of `said_and_heard`."""
+    return said_and_heard(model, trajs, temperature)[0]
 
 
 def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
@@ -943,20 +977,24 @@ def flat(trajs, batch, values, device):
     return torch.tensor(out, device=device)
 
 
-def sft_step(model, optimizer, trajs, *, lr, micro_tokens=16384, max_grad_norm=1.0):
-    """One optimiser step of cross-entropy on the trained tokens, averaged over all of them."""
-    [total] = summed([sum(sum(t.mask) for t in trajs)])
+def sft_step(model, optimizer, trajs, *, lr, echo=0.0, micro_tokens=16384, max_grad_norm=1.0):
+    """One optimiser step of cross-entropy on the trained tokens, averaged over all of them; echo as in `grpo_step`."""
+    total, replies = summed([sum(sum(t.mask) for t in trajs), sum(len(t.heard) for t in trajs)])
 
     def micro_loss(batch):
-        logp = trained_logps(model, [trajs[i] for i in batch])
-        return -logp.sum() / total, {}, 0.0
+        logp, heard = said_and_heard(model, [trajs[i] for i in batch], echo=echo)
+        loss, sums = -logp.sum() / total, {}
+        if echo:
+            echo_loss = -heard.sum() / max(replies, 1)
+            loss, sums = loss + echo * echo_loss, {"echo": echo_loss.detach()}
+        return loss, sums, 0.0
 
-    metrics, _, _ = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
-    return {**metrics, "tokens": int(total)}
+    metrics, sums, _ = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
+    return {**metrics, **sums, "tokens": int(total)}
 
 
 def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, kl_coef=0.0,
-              ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, micro_tokens=16384,
+              ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, echo=0.0, micro_tokens=16384,
               max_grad_norm=1.0):
     """One optimiser step of GRPO. advantages[i][k] belongs to turn k of trajectory i; the old log-probs are those
     recorded while sampling, so `temperature` must be the sampler's.
@@ -964,17 +1002,20 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
     aggregate  token: mean over all trained tokens of the step (long trajectories weigh more)
                sequence: mean of per-trajectory means (GRPO as first published)
                constant: sum / (trajectories * constant_tokens), Dr. GRPO: no bias from length
+    echo       weight of a second loss, ECHO (arXiv 2605.24517): plain cross-entropy, at temperature 1, of what users
+               replied, whatever the advantages: its mean over all heard tokens of the step
     Metrics, besides what `optimise` gives, all means over the tokens:
     kl         sampler against policy, k3: 0 at the first step on fresh rollouts, anything else there is a bug
     kl_ref     policy against the reference, k3; only with kl_coef
     entropy    of the policy, estimated from the sampled tokens
     clip_frac  share of the tokens whose ratio was clipped; ratio_mean, ratio_max: of policy over sampler
+    echo       cross-entropy of a heard token, in nats; only with echo (`loss` is the sum of both losses)
     """
     assert aggregate in ("token", "sequence", "constant"), aggregate
     for i, (t, a) in enumerate(zip(trajs, advantages, strict=True)):
         assert len(a) > max(t.turn, default=-1), f"trajectory {i}: {len(a)} advantages, {max(t.turn) + 1} turns"
     lengths = [sum(t.mask) for t in trajs]
-    total, count = summed([sum(lengths), len(trajs)])
+    total, count, replies = summed([sum(lengths), len(trajs), sum(len(t.heard) for t in trajs)])
     if aggregate == "constant" and not constant_tokens:
         raise ValueError("aggregate='constant' needs constant_tokens, e.g. turns x tokens per turn")
     # what a token is divided by, per trajectory
@@ -984,7 +1025,7 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
 
     def micro_loss(batch):
         device = model.device
-        logp = trained_logps(model, [trajs[i] for i in batch], temperature)     # [N], as all below
+        logp, heard = said_and_heard(model, [trajs[i] for i in batch], temperature, echo)  # [N], as all below; [M]
         old = flat(trajs, batch, [t.logps for t in trajs], device)
         adv = flat(trajs, batch, per_token, device)
         ref = flat(trajs, batch, ref_logps, device) if kl_coef else None
@@ -995,9 +1036,15 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
         d = (logp - old).detach()
         sums = {k: v.sum() for k, v in stats.items()}
         sums |= {"kl": (torch.expm1(d) - d).sum(), "entropy": -logp.detach().sum()}
-        return (loss * each).sum(), sums, float(stats["ratio"].max())
+        loss = (loss * each).sum()
+        if echo:
+            echo_loss = -heard.sum() / max(replies, 1)
+            loss, sums["echo"] = loss + echo * echo_loss, echo_loss.detach()
+        return loss, sums, float(stats["ratio"].max())
 
     metrics, sums, largest = optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_norm)
+    if echo:                                                            # a mean already
+        metrics["echo"] = sums.pop("echo", 0.0)
     means = {k: v / max(total, 1) for k, v in sums.items()}
     metrics |= {"ratio_mean": means.pop("ratio", 0.0), "ratio_max": largest, "clip_frac": means.pop("clip", 0.0)}
     return {**metrics, **means, "tokens": int(total)}
@@ -1139,6 +1186,7 @@ class RunSettings:
     slip: float = 0.2           # how careless: probability of a poor move
     sft_steps: int = 1100       # optimiser steps
     sft_lr: float = 8e-3        # for the tiny model; a real checkpoint wants 1e-5
+    sft_echo: float = 0.0       # weight of a second loss: cross-entropy of what the demonstrator hears in reply
     muon: float = 2.5           # the tiny model's matrices learn by Muon, at this multiple of sft_lr; 0: AdamW
     reading: float = 0.3        # share of the SFT steps in which a tiny model only reads, in place of pre-training
     # GRPO
@@ -1441,7 +1489,7 @@ def train_sft(run, draw, hold, first):
         began = time.time()
         batch, number = draw(step, number)
         lr = lr_schedule(step - 1, s.sft_steps, s.sft_lr, warmup=0.05, hold=hold)
-        m = sft_step(run.model, run.optimizer, batch, micro_tokens=s.micro_tokens, lr=lr)
+        m = sft_step(run.model, run.optimizer, batch, lr=lr, echo=s.sft_echo, micro_tokens=s.micro_tokens)
         seconds, gb = run.log_step("sft", step, m, began, {})
         if step % 100 == 0 or step == s.sft_steps:
             left = time_left(start, step - first, s.sft_steps - first)

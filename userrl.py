@@ -60,6 +60,7 @@ class Settings(grpo.RunSettings):
     kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
     ratio: str = "token"            # token | sequence (GSPO)
     aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
+    echo: float = 0.0               # weight of a second loss, cross-entropy of users' replies (ECHO, arXiv 2605.24517)
     resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
     # conversations
     max_turns: int = 16             # of a conversation
@@ -481,7 +482,7 @@ def update(run: grpo.Run, reference, step: int, talks, advantages, signals: list
         rows.append(grpo.grpo_step(
             run.model, run.optimizer, batch, [advantages[i] for i in picked], lr=lr, temperature=s.temperature,
             clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, ref_logps=ref_logps,
-            gspo=s.ratio == "sequence", aggregate=s.aggregate, micro_tokens=s.micro_tokens,
+            gspo=s.ratio == "sequence", aggregate=s.aggregate, echo=s.echo, micro_tokens=s.micro_tokens,
             constant_tokens=s.max_turns * s.max_new_tokens))            # Dr. GRPO's divisor: the longest there can be
     over = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
     return {key: float(over.get(key, np.mean)([row[key] for row in rows])) for key in (rows[0] if rows else {})}

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -140,9 +141,50 @@ def test_mask_and_turn_lists_by_hand(policy):
     assert t.ids == [s, *u, e, nl, s, *a, *ok, e, nl, s, *u, e, nl, s, *a, *no, e]
     glue = [0] * (len(u) + 4 + len(a))
     assert t.mask == glue + [1] * (len(ok) + 1) + [0] + glue + [1] * (len(no) + 1)
+    # the second "hi" and its <|im_end|>
+    stop = len(glue) + len(ok) + 2 + 1 + len(u) + 1
+    assert t.heard == list(range(stop - 1 - len(grpo.encode(tok, "hi")), stop))
     outside = [-1] * len(glue)
     assert t.turn == outside + [0] * (len(ok) + 1) + [-1] + outside + [1] * (len(no) + 1)
     assert t.tokens == [len(ok) + 1, len(no) + 1] and t.mask.count(1) == sum(t.tokens)
+
+
+def replies(tok, t):
+    """What is marked as heard, decoded, message by message."""
+    said = tok.decode([t.ids[at] for at in t.heard]).split("<|im_end|>")
+    assert said.pop() == "" and not any(t.mask[at] for at in t.heard)
+    return said
+
+
+def test_what_is_heard_in_a_demonstration_is_what_the_user_replied(policy):
+    """Neither the opening nor a system prompt, wherever it stands, nor roles and newlines."""
+    tok, plain = policy[1], [text for text in ODD if "<|" not in text]
+    opening = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "first"}]
+    agent = {"role": "assistant", "content": "hm"}
+    messages = list(opening)
+    for text in plain:
+        messages += [agent, {"role": "user", "content": text}]
+    t = grpo.demo_trajectory(tok, [*messages, {"role": "system", "content": "be brief"}, agent])
+    assert len(plain) == 8 and replies(tok, t) == plain
+    assert grpo.demo_trajectory(tok, [*opening, agent]).heard == []
+    # a forged end of turn is words
+    t = grpo.demo_trajectory(tok, [*opening, agent, {"role": "user", "content": ODD[6]}])
+    assert [t.ids[at] for at in t.heard] == [*grpo.encode(tok, ODD[6]), grpo.chat_ends(tok)[1]]
+
+
+def test_a_token_that_role_and_reply_share_is_not_heard():
+    """Tokenizers like Qwen's join newlines: in "user" and two of them, one token is half role, half reply."""
+    bpe = grpo.Tokenizer(grpo.models.BPE())
+    bpe.pre_tokenizer = grpo.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(["a\n\n\nb"] * 9, grpo.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[grpo.PAD, grpo.START, grpo.END], show_progress=False,
+        initial_alphabet=grpo.pre_tokenizers.ByteLevel.alphabet()))
+    tok = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=grpo.PAD, eos_token=grpo.END)
+    t = grpo.Trajectory()
+    t.hear(tok, "\n\nhi")
+    names = tok.convert_ids_to_tokens(t.ids)
+    assert names == ["<|im_start|>", "u", "s", "e", "r", "ĊĊ", "Ċ", "h", "i", "<|im_end|>", "Ċ"]
+    assert [names[at] for at in t.heard] == ["Ċ", "h", "i", "<|im_end|>"]
 
 
 def test_extend_by_literals():
@@ -306,7 +348,7 @@ def test_a_rollout_has_the_tokens_of_a_demonstration(policy):
     t, = grpo.rollout(engine, [Env(6, turns=3)], max_new_tokens=99)
     demo = grpo.demo_trajectory(tok, t.messages[:-1])
     assert [m["content"] for m in t.messages if m["role"] == "assistant"] == words
-    assert (t.ids, t.mask, t.turn) == (demo.ids, demo.mask, demo.turn)
+    assert (t.ids, t.mask, t.turn, t.heard) == (demo.ids, demo.mask, demo.turn, demo.heard)
 
 
 def test_cached_equals_uncached(policy, trajs):
@@ -449,6 +491,25 @@ def test_a_full_context_ends_the_talk_with_whole_turns(policy):
         if t.turn_rewards:
             assert gap([t.logps], grpo.token_logps(policy[0], [t])) < 1e-4
     assert play(policy, n=1, max_len=prompt + 1)[0].turn_rewards == []
+
+
+@pytest.mark.parametrize("max_len", [110, 512])
+@pytest.mark.parametrize("stop", [True, False])
+def test_what_is_heard_in_a_rollout_is_what_the_user_replied(policy, stop, max_len):
+    """Turns that end by themselves or are cut, with an <|im_end|> that nobody said; contexts that fill up. What ended
+    a conversation, or did not fit any more, is in no context: nobody can have learned to expect it."""
+    engine = grpo.Engine(*policy, rows=9, max_len=max_len)
+    if not stop:
+        engine.stop = -1
+    seen = set()
+    for t in grpo.rollout(engine, [Env(i, turns=2 + i % 4) for i in range(9)], max_new_tokens=8):
+        texts = [m["content"] for m in t.messages if m["role"] == "user"]
+        heard = texts[1:-1]
+        seen |= {t.status, len(heard)}
+        spelled = [[*grpo.encode(policy[1], text), engine.end] for text in heard]
+        assert [t.ids[at] for at in t.heard] == [x for ids in spelled for x in ids]
+        assert not any(t.mask[at] for at in t.heard) and len(t.turn_rewards) == len(heard) + 1
+    assert seen == ({"done", "truncated", 1, 2, 3, 4} if max_len == 512 else {"done", "length", 0, 1})
 
 
 class Broken(User):
@@ -689,9 +750,10 @@ def test_the_two_kls_have_names_of_their_own(fresh, trajs):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"aggregate": "sequence"}, {"aggregate": "constant", "constant_tokens": 32}, {"gspo": True}, {"kl_coef": 0.1}])
+    {}, {"aggregate": "sequence"}, {"aggregate": "constant", "constant_tokens": 32}, {"gspo": True}, {"kl_coef": 0.1},
+    {"echo": 0.5}])
 def test_micro_batches_do_not_change_the_gradient(fresh, trajs, options):
-    """A divisor per micro-batch weighed tokens by the company they kept."""
+    """A divisor per micro-batch weighed tokens by the company they kept; the first trajectory has heard nothing."""
     some = trajs[:4]  # unequal turn counts: 1, 2, 3, 4
     longest = max(len(t.ids) for t in some)
     if "kl_coef" in options:
@@ -701,7 +763,9 @@ def test_micro_batches_do_not_change_the_gradient(fresh, trajs, options):
     for n in (2 * longest, 1):
         grads, metrics = gradients(fresh[0], grpo.grpo_step, **options, micro_tokens=n)
         assert close(whole, grads) and metrics["loss"] == pytest.approx(loss["loss"], abs=1e-6)
-    whole, one = (gradients(fresh[0], grpo.sft_step, trajs=some, micro_tokens=n)[0] for n in (10**6, 1))
+        assert metrics.get("echo", 0) == pytest.approx(loss.get("echo", 0), rel=1e-6)
+    echo = options.get("echo", 0.0)
+    whole, one = (gradients(fresh[0], grpo.sft_step, trajs=some, echo=echo, micro_tokens=n)[0] for n in (10**6, 1))
     assert close(whole, one)
 
 
@@ -750,8 +814,119 @@ def test_zero_advantage_is_zero_gradient_and_empty_trajectories_are_harmless(fre
         grpo.grpo_step(fresh[0], grpo.make_optimizer(fresh[0], 1), [trajs[3]], [[1.0]], lr=1)
 
 
+class Bigram(torch.nn.Module):
+    """The next token by the one before: softmax(table[before]), 16 numbers in all."""
+    device, config, dtype = torch.device("cpu"), types.SimpleNamespace(vocab_size=4), torch.float32
+
+    def __init__(self, table):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 4, bias=False)
+        self.head.weight.data = torch.tensor(table).T.contiguous()
+        self.calls = 0
+
+    def base_model(self, input_ids, use_cache):
+        self.calls += 1
+        return types.SimpleNamespace(last_hidden_state=torch.nn.functional.one_hot(input_ids, 4).float())
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def heard_by_hand():
+    """A model of known probabilities and two trajectories. Each sampled a 0 after 0 (1/4); heard are 1 after 0 (1/2)
+    and 2 after 1 (1/4) in the first, 3 after 2 (1/8) in the second."""
+    ln2 = math.log(2)
+    # after 0: 1/4, 1/2, 1/8, 1/8; after 1: 1/2, 1/8, 1/4, 1/8; after 2: 1/4, 3/8, 1/4, 1/8
+    table = [[-2 * ln2, -ln2, -3 * ln2, -3 * ln2], [-ln2, -3 * ln2, -2 * ln2, -3 * ln2],
+             [-2 * ln2, math.log(3) - 3 * ln2, -2 * ln2, -3 * ln2], [0.0] * 4]
+    a, b = grpo.Trajectory(heard=[2, 3]), grpo.Trajectory(heard=[4])
+    a.extend([0], 0)
+    a.extend([0, 1, 2], [1, 0, 0], [-2 * ln2, 0.0, 0.0], turn=0)
+    b.extend([2, 0], 0)
+    b.extend([0, 2, 3], [1, 0, 0], [-2 * ln2, 0.0, 0.0], turn=0)
+    return Bigram(table), [a, b]
+
+
+def test_echo_by_hand():
+    """-(ln 1/2 + ln 1/4 + ln 1/8) / 3 = 2 ln 2, times its weight, beside -(1 + 3) / 2; one forward pass a batch."""
+    model, trajs = heard_by_hand()
+    options = dict(trajs=trajs, advantages=[[1.0], [3.0]], echo=0.5)
+    grads, m = gradients(model, grpo.grpo_step, **options)
+    assert m["echo"] == pytest.approx(2 * math.log(2)) and m["loss"] == pytest.approx(-2 + math.log(2))
+    assert m["tokens"] == 2 and m["ratio_max"] == pytest.approx(1) and model.calls == 1
+    assert m["entropy"] == pytest.approx(2 * math.log(2))
+    # d loss / d logits: echo / 3 x (p - one-hot) at what was heard; -A / 2 x (one-hot - p) at what was sampled
+    want = torch.tensor([[1 / 4, -1 / 2, 1 / 8, 1 / 8], [1 / 2, 1 / 8, -3 / 4, 1 / 8], [1 / 4, 3 / 8, 1 / 4, -7 / 8],
+                         [0.0] * 4]) / 6
+    want[0] -= 2 * torch.tensor([3 / 4, -1 / 2, -1 / 8, -1 / 8])
+    assert torch.allclose(grads[0].T, want, atol=1e-6)
+    # cross-entropy on what was said: ln 4 at both tokens
+    grads, m = gradients(model, grpo.sft_step, trajs=trajs, echo=0.5)
+    assert m["echo"] == pytest.approx(2 * math.log(2)) and m["loss"] == pytest.approx(3 * math.log(2))
+    want[0] += torch.tensor([3 / 4, -1 / 2, -1 / 8, -1 / 8])
+    assert torch.allclose(grads[0].T, want, atol=1e-6)
+
+
+def test_echo_of_nothing_heard_is_nothing():
+    model, trajs = heard_by_hand()
+    for t in trajs:
+        t.heard = []
+    for step, options in ((grpo.sft_step, {}), (grpo.grpo_step, {"advantages": [[1.0], [3.0]]})):
+        (a,), plain = gradients(model, step, trajs=trajs, **options)
+        (b,), m = gradients(model, step, trajs=trajs, echo=0.5, **options)
+        assert torch.equal(a, b) and m == {**plain, "echo": 0.0}
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_echo_alone_is_plain_cross_entropy(fresh, trajs, temperature, aggregate):
+    """Independent and slow: all logits of a trajectory through plain transformers, word by word. Neither the sampler's
+    temperature nor the aggregation has a say in it, and no advantage is needed."""
+    model, some = fresh[0], trajs[:5]
+    none = [[0.0] * len(t.turn_rewards) for t in some]
+    grads, m = gradients(model, grpo.grpo_step, trajs=some, advantages=none, temperature=temperature, echo=0.3,
+                         aggregate=aggregate, constant_tokens=32)
+    model.zero_grad()
+    n, mean = sum(len(t.heard) for t in some), 0.0
+    for t in some:
+        logp = model(torch.tensor([t.ids])).logits[0].log_softmax(-1)
+        for at in t.heard:
+            loss = -logp[at - 1, t.ids[at]] / n
+            (0.3 * loss).backward(retain_graph=True)
+            mean += loss.item()
+    assert n > 20 and close([p.grad for p in model.parameters()], grads)
+    assert m["echo"] == pytest.approx(mean, rel=1e-5) and m["loss"] == pytest.approx(0.3 * mean, rel=1e-5)
+
+
+def test_echo_is_added_to_what_is_learned_without(fresh, trajs):
+    adv = advantages(trajs)
+    for step, options in ((grpo.sft_step, {}), (grpo.grpo_step, {"advantages": adv, "temperature": 0.8})):
+        (off, m), (half, n), (whole, o) = (
+            gradients(fresh[0], step, trajs=trajs, **options, **echo) for echo in ({}, {"echo": 0.5}, {"echo": 1.0}))
+        assert close([(a + c) / 2 for a, c in zip(off, whole)], half) and not close(off, half)
+        assert n["echo"] == o["echo"] and n["loss"] == pytest.approx(m["loss"] + n["echo"] / 2, rel=1e-5)
+        assert set(n) - set(m) == {"echo"}
+
+
+def test_without_echo_the_heard_cost_nothing_and_change_nothing(fresh, trajs):
+    """Bit for bit what it is for trajectories in which nothing was heard; no logits are computed at those tokens."""
+    scored, bare = [], copy.deepcopy(trajs)
+    for t in bare:
+        t.heard = []
+    fresh[0].get_output_embeddings().register_forward_hook(lambda head, args, out: scored.append(len(out)))
+    for step, options in ((grpo.sft_step, {}), (grpo.grpo_step, {"advantages": advantages(trajs)})):
+        a, m = gradients(fresh[0], step, trajs=trajs, **options)
+        b, n = gradients(fresh[0], step, trajs=bare, **options, echo=0.0)
+        assert all(map(torch.equal, a, b)) and m == n and "echo" not in m
+        trained, heard = sum(sum(t.mask) for t in trajs), sum(len(t.heard) for t in trajs)
+        assert sum(scored) == 2 * trained
+        gradients(fresh[0], step, trajs=trajs, **options, echo=0.1)
+        assert sum(scored) == 3 * trained + heard
+        scored.clear()
+
+
 def test_chunked_logits_have_the_same_gradient(fresh, trajs, monkeypatch):
-    a, _ = gradients(fresh[0], grpo.sft_step, trajs=trajs)
+    a, _ = gradients(fresh[0], grpo.sft_step, trajs=trajs, echo=0.5)
     real, calls = torch.nn.Linear.forward, []
 
     def forward(self, x):
@@ -760,7 +935,7 @@ def test_chunked_logits_have_the_same_gradient(fresh, trajs, monkeypatch):
 
     monkeypatch.setattr(fresh[0].config, "vocab_size", 1 << 24)  # 4 tokens a chunk
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
-    b, _ = gradients(fresh[0], grpo.sft_step, trajs=trajs)
+    b, _ = gradients(fresh[0], grpo.sft_step, trajs=trajs, echo=0.5)
     assert close(a, b) and 4 in calls
 
 
@@ -989,15 +1164,18 @@ torch.set_num_threads(1)
 def learn(rank, n):
     model, tok = grpo.tiny_policy(["hello there general"], vocab_size=270, hidden=16, layers=1)
     texts = ["hello", "there is more here", "general", "a"]
-    trajs = [grpo.text_trajectory(tok, t) for t in texts][rank::n]
+    trajs = [grpo.text_trajectory(tok, t) for t in texts]
+    for t in trajs[:3]:
+        t.hear(tok, "so " * len(t.ids))
+    trajs = trajs[rank::n]
     adv = [[1.0], [-0.5], [2.0], [0.3]][rank::n]
     optimizer = grpo.make_optimizer(model, 1e-2)
-    grpo.sft_step(model, optimizer, trajs, lr=1e-2)
+    first = grpo.sft_step(model, optimizer, trajs, lr=1e-2, echo=0.3)
     for t, logps in zip(trajs, grpo.token_logps(model, trajs)):
         t.logps = logps
-    m = grpo.grpo_step(model, optimizer, trajs, adv, lr=1e-2, aggregate="sequence")
+    m = grpo.grpo_step(model, optimizer, trajs, adv, lr=1e-2, aggregate="sequence", echo=0.3)
     size = sum(p.detach().abs().sum() for p in model.parameters())
-    return m["loss"], m["grad_norm"], m["tokens"], float(size)
+    return m["loss"], m["grad_norm"], m["tokens"], first["echo"], m["echo"], float(size)
 
 rank = int(sys.argv[2])
 print(*learn(0, 1))
