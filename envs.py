@@ -101,28 +101,31 @@ def table(text: str) -> dict:
 
         many: One thing at a time, please.|Slow down,
             one question at a time.
-        stops:
-            aspects: flight
-            non-stop: My schedule is packed that day.|
-                I want to get there in one go.
+        flight:   letter: F   prices: 150 600
+            wishes: stops|departure|cabin|
+                luggage
 
-    A row stands at the margin, its fields 4 spaces in, and what is further in than a line continues it.  "|" separates
-    alternatives (phrasings, or the words of a lexicon), so a line may be broken after one.
+    A row stands at the margin, its fields 4 spaces in, and what is further in than a line continues it.  A gap of
+    several spaces begins the next field, too.  "|" separates alternatives (phrasings, or the words of a lexicon), so a
+    line may be broken after one.
     """
     rows: dict = {}
     row = name = ""
     for line in textwrap.dedent(text).strip().splitlines():
-        depth, line = (len(line) - len(line.lstrip())) // 4, line.strip()
-        if depth == 0:
-            row, _, rest = line.partition(":")
-            rows[row], name = rest.strip() or {}, ""
-        elif depth == 1 and isinstance(rows[row], dict):
-            name, _, rest = line.partition(":")
-            rows[row][name] = rest.strip()
-        elif name:
-            rows[row][name] = _joined(rows[row][name], line)
-        else:
-            rows[row] = _joined(rows[row], line)
+        depth = (len(line) - len(line.lstrip())) // 4
+        for cell in re.split(r" {2,}", line.strip()):
+            if depth == 0:
+                row, _, rest = cell.partition(":")
+                rows[row], name = rest.strip() or {}, ""
+            elif depth == 1 and isinstance(rows[row], dict):
+                name, _, rest = cell.partition(":")
+                rows[row][name] = rest.strip()
+            elif name:
+                rows[row][name] = _joined(rows[row][name], cell)
+            else:
+                rows[row] = _joined(rows[row], cell)
+            # what follows on the same line is one of its fields
+            depth = 1
     return rows
 
 
@@ -1324,30 +1327,15 @@ TRAVEL_SAY = table("""
     next: Now the {}.|What about the {}?|The {} is still open.
     """)
 TRAVEL_ASPECTS = table("""
-    flight:
-        letter: F
-        asked: a flight|flights|plane tickets
-        prices: 150 600
+    flight:   letter: F   asked: a flight|flights|plane tickets   prices: 150 600
         wishes: stops|departure|cabin|luggage|seat|wifi|diet|cancellation
-    hotel:
-        letter: H
-        asked: a hotel|a hotel room|a good hotel
-        prices: 80 400
+    hotel:   letter: H   asked: a hotel|a hotel room|a good hotel   prices: 80 400
         wishes: wifi|cancellation|breakfast|facilities|location|view|pets|bed|parking|check-in
-    restaurant:
-        letter: R
-        asked: a restaurant|a place to eat|a restaurant table
-        prices: 40 300
+    restaurant:   letter: R   asked: a restaurant|a place to eat|a restaurant table   prices: 40 300
         wishes: diet|location|parking|cuisine|table|atmosphere
-    apartment:
-        letter: A
-        asked: an apartment|a holiday flat|a flat
-        prices: 60 400
+    apartment:   letter: A   asked: an apartment|a holiday flat|a flat   prices: 60 400
         wishes: wifi|cancellation|facilities|location|view|pets|bed|parking|kitchen|laundry|check-in
-    rental_car:
-        letter: C
-        asked: a rental car|a hire car|a car
-        prices: 100 500
+    rental_car:   letter: C   asked: a rental car|a hire car|a car   prices: 100 500
         wishes: cancellation|car type|gearbox|fuel|pickup|extras
     """)
 # what a message must say to be about it; an expert asks for a wish by the first two
@@ -3115,78 +3103,53 @@ TAU_POLICY = (
 #   reads    a pattern of it in what was told; without one, the names of its values are looked for (_tau_values)
 #   fills    the tool's arguments
 TAU_SLOTS = table(r"""
-    name:
-        lexicon: name|who are you|who am i speaking|who is this|call you|identify yourself|introduce yourself
-        ask: What is your name?|May I have your name?
-        tell: I am {0}.|My name is {0}.
-    zip code:
-        lexicon: zip|zip code|postal code|postcode|zipcode
-        ask: What is your zip code?|And the zip code?
-        tell: It is {0}.|My zip is {0}.
-        reads: \b\d{5}\b
-    email:
-        lexicon: email|e mail|mail|email address|mail address|e mail address
+    name:   lexicon: name|who are you|who am i speaking|who is this|call you|identify yourself|introduce yourself
+        ask: What is your name?|May I have your name?   tell: I am {0}.|My name is {0}.
+    zip code:   lexicon: zip|zip code|postal code|postcode|zipcode
+        ask: What is your zip code?|And the zip code?   tell: It is {0}.|My zip is {0}.   reads: \b\d{5}\b
+    email:   lexicon: email|e mail|mail|email address|mail address|e mail address
         ask: What is your email?|May I have your email?|Which email do you use?
-        tell: It is {0}.|My email is {0}.|You can find me by {0}.
-        reads: \S+@\S+\w
-    order:
-        lexicon: order number|number of order|order id|id of order|which order|what order|order is it|order about|
-            identify order|order concern|order you mean|purchase number|your order
+        tell: It is {0}.|My email is {0}.|You can find me by {0}.   reads: \S+@\S+\w
+    order:   lexicon: order number|number of order|order id|id of order|which order|what order|order is it|
+            order about|identify order|order concern|order you mean|purchase number|your order
         ask: Which order is it?|What is the order number?|Which order do you mean?
         tell: It is {0}.|{0}.|The order number is {0}.
         clue: I do not know the number. It has a {0} in it.|I forgot the number. I bought a {0}.
-        else: It is not about an order, it is my account.
-        reads: #W\d+
-        fills: order_id
-    request:
-        lexicon: help|what is problem|problem|issue|happened|what is it about|what is this about|can i do for you|
-            do for you|assist|bring you|looking for|to be done|wish|request|what do you want|what would you like|
-            concern|wrong|what changed|what should i change
+        else: It is not about an order, it is my account.   reads: #W\d+   fills: order_id
+    request:   lexicon: help|what is problem|problem|issue|happened|what is it about|what is this about|
+            can i do for you|do for you|assist|bring you|looking for|to be done|wish|request|what do you want|
+            what would you like|concern|wrong|what changed|what should i change
         ask: How can I help you?|What can I do for you?|What do you want?
-    item:
-        lexicon: item|product|article|which one|which thing|which part|want to return|like to return|
+    item:   lexicon: item|product|article|which one|which thing|which part|want to return|like to return|
             want to exchange|like to exchange|want to swap|like to swap|send back|want to replace|like to replace|
             which of them|product name|name of item|name of product|item name|item of the order|item in the order|
             item from the order|what product is it|what item is it|what would you like to return|
             what do you want to return|what would you like to exchange|what do you want to exchange
-        ask: Which item is it?|Which item do you mean?
-        tell: The {0}.|It is the {0}.|I mean the {0}.
-        else: The whole order.|All of it.
-        fills: item_ids
-    new option:
-        lexicon: what do you want instead|what would you like instead|option|variant|version|instead|color|colour|
-            size|material|taste|new item|new product|which kind|what kind|which type|prefer|exchange it for|
-            swap it for|replace it with|rather have|want it for|new one
+        ask: Which item is it?|Which item do you mean?   tell: The {0}.|It is the {0}.|I mean the {0}.
+        else: The whole order.|All of it.   fills: item_ids
+    new option:   lexicon: what do you want instead|what would you like instead|option|variant|version|instead|
+            color|colour|size|material|taste|new item|new product|which kind|what kind|which type|prefer|
+            exchange it for|swap it for|replace it with|rather have|want it for|new one
         ask: What do you want instead?|Which option do you want instead?
-        tell: {0}, please.|I want the {0} one.|I prefer {0}.
-        fills: new_item_ids
-    reason:
-        lexicon: reason|why|how come|because|what made you
-        ask: Why do you cancel it?|What is the reason?
-        fills: reason
-    payment:
-        lexicon: payment|pay|paid|refund|card|paypal|gift|credit|money|charge|bill|payment method|reimburse
+        tell: {0}, please.|I want the {0} one.|I prefer {0}.   fills: new_item_ids
+    reason:   lexicon: reason|why|how come|because|what made you
+        ask: Why do you cancel it?|What is the reason?   fills: reason
+    payment:   lexicon: payment|pay|paid|refund|card|paypal|gift|credit|money|charge|bill|payment method|reimburse
         ask: Which payment method?|How will you pay or be paid?|Which payment method do you want?
         fills: payment_method_id
-    address:
-        lexicon: address|street|city|where|ship|deliver|send it|live|house number|new address|shipping address|
-            delivery address
-        ask: What is the new address?|Which address is it?
-        tell: It is {0}.|{0}.|The new one is {0}.
-        reads: \d+ [A-Z]\w+ [A-Z]\w+, [A-Z]\w+, [A-Z]{2} \d{5}
-        fills: address1 address2 city state country zip
+    address:   lexicon: address|street|city|where|ship|deliver|send it|live|house number|new address|
+            shipping address|delivery address
+        ask: What is the new address?|Which address is it?   tell: It is {0}.|{0}.|The new one is {0}.
+        reads: \d+ [A-Z]\w+ [A-Z]\w+, [A-Z]\w+, [A-Z]{2} \d{5}   fills: address1 address2 city state country zip
     """)
 # What else a message to the customer can be.
 TAU_SIGNS = table("""
-    plan to approve:
-        lexicon: i will|i am going to|i would|shall i|should i|go ahead|proceed|is that right|is that correct|
-            is this correct|is this right|is it correct|ok|okay|do you agree|do you confirm|please confirm|
-            confirm that|want me to|like me to|sound good|right so|let me confirm|yes or no|i can now
-    refusal:
-        lexicon: cannot|can not|can t|not possible|impossible|unable|not enough|insufficient|too low
-    anything else:
-        lexicon: done|anything else|something else|all set|is that all|finished|completed|taken care|what else|
-            anything more|further|was cancelled|been cancelled|been returned|been updated|been changed|
+    plan to approve:   lexicon: i will|i am going to|i would|shall i|should i|go ahead|proceed|is that right|
+            is that correct|is this correct|is this right|is it correct|ok|okay|do you agree|do you confirm|
+            please confirm|confirm that|want me to|like me to|sound good|right so|let me confirm|yes or no|i can now
+    refusal:   lexicon: cannot|can not|can t|not possible|impossible|unable|not enough|insufficient|too low
+    anything else:   lexicon: done|anything else|something else|all set|is that all|finished|completed|taken care|
+            what else|anything more|further|was cancelled|been cancelled|been returned|been updated|been changed|
             been exchanged|been modified|successfully
         ask: Done. Anything else?|It is done. Anything else?
     """)
@@ -3194,43 +3157,29 @@ TAU_TOPICS = {topic: row["lexicon"] for topic, row in (TAU_SLOTS | TAU_SIGNS).it
 
 # Kinds of errand.  slots: in the order in which they are filled; a comma joins those that one message asks for.
 TAU_KINDS = table("""
-    cancel:
-        lexicon: cancel|cancellation|call off
+    cancel:   lexicon: cancel|cancellation|call off
         request: I want to cancel an order.|Please cancel something for me.|I need to cancel an order.
-        slots: order, reason
-        plan: I will cancel order {order}, {reason}.
-        tools: cancel_pending_order
-    return:
-        lexicon: return|send back|give back|bring back
+        slots: order, reason   plan: I will cancel order {order}, {reason}.   tools: cancel_pending_order
+    return:   lexicon: return|send back|give back|bring back
         request: I want to return something.|I need to send something back.|I would like to return a purchase.
-        slots: order|item, payment
-        plan: I will return the {item} of {order}, refund by {payment}.
+        slots: order|item, payment   plan: I will return the {item} of {order}, refund by {payment}.
         tools: return_delivered_order_items
-    swap:
-        lexicon: exchange|swap|replace|trade|modify|switch
+    swap:   lexicon: exchange|swap|replace|trade|modify|switch
         request: I want to exchange something.|I would like to swap something.|Please replace something I ordered.
         slots: order|item, new option|payment
         plan: I will exchange the {item} of {order} for {new option}, paid by {payment}.
         tools: modify_pending_order_items exchange_delivered_order_items
-    address:
-        lexicon: address|deliver|ship|send|sent
+    address:   lexicon: address|deliver|ship|send|sent
         request: I want an order sent elsewhere.|Please deliver an order somewhere else.|
             The address of an order is wrong.
-        slots: order, address
-        plan: I will send order {order} to {address}.
-        tools: modify_pending_order_address
-    move:
-        lexicon: account|profile|moved house|have moved|i moved|default|your address|user address
+        slots: order, address   plan: I will send order {order} to {address}.   tools: modify_pending_order_address
+    move:   lexicon: account|profile|moved house|have moved|i moved|default|your address|user address
         request: I have moved house.|My account has an old address.|I moved, please update my account.
-        slots: address
-        plan: I will move your account to {address}.
-        tools: modify_user_address
-    payment:
-        lexicon: payment|pay|charge|bill
+        slots: address   plan: I will move your account to {address}.   tools: modify_user_address
+    payment:   lexicon: payment|pay|charge|bill
         request: I want to pay an order differently.|Please change the payment of an order.|
             I want to pay an order in another way.
-        slots: order, payment
-        plan: I will charge order {order} to {payment}.
+        slots: order, payment   plan: I will charge order {order} to {payment}.
         tools: modify_pending_order_payment
     """)
 TAU_WRITES = {tool: kind for kind, row in TAU_KINDS.items() for tool in row["tools"].split()}
@@ -3250,22 +3199,16 @@ TAU_SAY = table("""
 
 # Values that have words of their own.
 TAU_REASONS = table("""
-    no longer needed:
-        lexicon: no longer need|not need|no longer want|no use for|not want|plans changed|no need|need it any more
+    no longer needed:   lexicon: no longer need|not need|no longer want|no use for|not want|plans changed|no need|
+            need it any more
         tell: I no longer need it.|I have no use for it.|My plans changed.
-    ordered by mistake:
-        lexicon: mistake|accident|wrong button|error|not mean to
+    ordered by mistake:   lexicon: mistake|accident|wrong button|error|not mean to
         tell: I ordered it by mistake.|It was an accident.|I hit the wrong button.
     """)
 TAU_PAYMENTS = table("""
-    paypal:
-        lexicon: paypal|pay pal
-        tell: PayPal, please.|My PayPal.|Use PayPal.
-    gift_card:
-        lexicon: gift card|gift|voucher
-        tell: My gift card.|Use my gift card.|The gift card, please.
-    credit_card:
-        lexicon: credit card|credit|visa|mastercard
+    paypal:   lexicon: paypal|pay pal   tell: PayPal, please.|My PayPal.|Use PayPal.
+    gift_card:   lexicon: gift card|gift|voucher   tell: My gift card.|Use my gift card.|The gift card, please.
+    credit_card:   lexicon: credit card|credit|visa|mastercard
         tell: My credit card.|Use my credit card.|The credit card, please.
     """)
 TAU_NAMED = TAU_REASONS | TAU_PAYMENTS
@@ -3614,87 +3557,75 @@ PERSUADE_SAY = table("""
     """)
 # crux: its lexicon; what an argument says of the policy; reasons; hints of one who cares about it
 PERSUADE_CRUXES = table("""
-    cost:
-        lexicon: cost|money|expensive|price|pay|paid|budget|afford|bill|cheap|cheaper|taxpayer|fee|euro|dollar|
+    cost:   lexicon: cost|money|expensive|price|pay|paid|budget|afford|bill|cheap|cheaper|taxpayer|fee|euro|dollar|
             financial|waste money|waste of money
         points: costs too much|is expensive|wastes money
         reasons: the {who} must buy new things|the {who} will get huge bills|somebody must feed those {who}
         hints: I turn every coin twice.|My pension is small.|My purse is empty by Friday.|
             I still owe the bank a lot.|I only buy in the sales.
-    fairness:
-        lexicon: fair|fairer|unfair|fairness|justice|injustice|unjust|equal|equally|unequal|equality|inequality|
-            privilege|discriminate|discrimination
+    fairness:   lexicon: fair|fairer|unfair|fairness|justice|injustice|unjust|equal|equally|unequal|equality|
+            inequality|privilege|discriminate|discrimination
         points: is unfair|is not fair|is unjust
         reasons: rich {who} would get around it|it hits the small {who}|honest {who} suffer for the others
         hints: Everyone should get the same slice.|My brother always got the bigger piece.|
             I hate it when the rich jump the line.|The little ones always lose.|One rule for them, another for us.
-    safety:
-        lexicon: safe|safer|safety|unsafe|danger|dangerous|endanger|accident|risky|at risk|injury|injuries|
+    safety:   lexicon: safe|safer|safety|unsafe|danger|dangerous|endanger|accident|risky|at risk|injury|injuries|
             injured|crash
         points: is dangerous|is not safe|brings accidents
         reasons: {who} would go in the dark|nobody would look after the {who}|{who} would take wild chances
         hints: I still hear that ambulance.|I lock my door twice every night.|My uncle lost a leg out there.|
             I always wear a helmet.|I carry a whistle after dark.
-    freedom:
-        lexicon: freedom|liberty|free to|choose|choice|own decision|decide for|forced|force|autonomy|dictate|
+    freedom:   lexicon: freedom|liberty|free to|choose|choice|own decision|decide for|forced|force|autonomy|dictate|
             patronise|patronize
         points: limits our freedom|leaves no choice|forces everybody
         reasons: grown {who} know what they want|no official should command the {who}|
             the {who} can think for themselves
         hints: Nobody orders me around.|I left home to be my own boss.|My life is my own business.|
             I never ask for permission.|Officials should let me live as I like.
-    health:
-        lexicon: health|healthy|healthier|unhealthy|sick|sickness|illness|ill|disease|doctor|hospital|medical|
+    health:   lexicon: health|healthy|healthier|unhealthy|sick|sickness|illness|ill|disease|doctor|hospital|medical|
             medicine|stress
         points: hurts our health|makes people sick|is unhealthy
         reasons: worried {who} sleep badly|the {who} will hardly walk|tired {who} need their rest
         hints: My heart is not what it was.|I take five pills a day.|I cough all night long.|
             My knees swell on every step.|I check my blood pressure each morning.
-    children:
-        lexicon: child|children|kid|son|daughter|boy|girl|young people|youth|teenager|teen|toddler|grandchild|
-            grandchildren|baby|parent|next generation|young ones
+    children:   lexicon: child|children|kid|son|daughter|boy|girl|young people|youth|teenager|teen|toddler|
+            grandchild|grandchildren|baby|parent|next generation|young ones
         points: fails our children|hurts our kids|neglects young people
         reasons: they learn from the {who}|they look up to the {who}|the {who} would forget them
         hints: I pack four lunch boxes every morning.|There is a swing in my garden.|I read bedtime stories every
             evening.|The twins start first grade soon.|Our house is full of toys.
-    tradition:
-        lexicon: tradition|traditional|custom|heritage|ancestor|culture|old ways|for generations|past generations|
-            forefathers|centuries
+    tradition:   lexicon: tradition|traditional|custom|heritage|ancestor|culture|old ways|for generations|
+            past generations|forefathers|centuries
         points: breaks with tradition|ends old customs|destroys our heritage
         reasons: the {who} always did it so|our {who} kept it alive|older {who} handed it down
         hints: My grandfather did it just like that.|I still bake by an old family recipe.|
             Life was better in the old days.|We sing the same songs every winter.|I wear my father's hat every
             Sunday.
-    environment:
-        lexicon: environment|environmental|nature|climate|pollution|pollute|planet|forest|rubbish|trash|wildlife|
-            emission|carbon|ecology|ecological|sustainable|warming
+    environment:   lexicon: environment|environmental|nature|climate|pollution|pollute|planet|forest|rubbish|trash|
+            wildlife|emission|carbon|ecology|ecological|sustainable|warming
         points: hurts the climate|pollutes nature|harms the environment
         reasons: the {who} would burn more fuel|more {who} will leave dirt behind|the {who} throw more away
         hints: The bees are gone from my garden.|The river behind my house smells.|Winters have no snow any more.|
             I pick up bottles on every walk.|I set a new tree every year.
-    time:
-        lexicon: time|hour|minute|delay|wait|waiting|slow|slower|queue|faster|hurry|waste time|waste of time|
+    time:   lexicon: time|hour|minute|delay|wait|waiting|slow|slower|queue|faster|hurry|waste time|waste of time|
             cost time|cost much time|take time
         points: costs much time|means long delays|wastes our time
         reasons: the {who} must fill in forms|all {who} would stand in line|the {who} have to start over
         hints: My day is full from dawn to dusk.|I eat lunch on the run.|I always run for the last bus.|
             My calendar has no gap.|I never get to finish anything.
-    evidence:
-        lexicon: evidence|study|studies|research|proof|prove|proven|data|science|scientist|scientific|statistics|
-            figures|survey
+    evidence:   lexicon: evidence|study|studies|research|proof|prove|proven|data|science|scientist|scientific|
+            statistics|figures|survey
         points: has no proof|lacks evidence|ignores the data
         reasons: a trial with {who} changed nothing|nobody has counted the {who}|tests with {who} failed
         hints: I only believe what was measured.|I was an engineer for thirty years.|I look up everything twice.|
             Gut feeling is not enough for me.|Show me a graph, not a slogan.
-    jobs:
-        lexicon: job|unemployment|unemployed|employ|employer|employee|employment|wage|salary|livelihood|laid off|
-            layoff|career|workplace|out of work|worker
+    jobs:   lexicon: job|unemployment|unemployed|employ|employer|employee|employment|wage|salary|livelihood|
+            laid off|layoff|career|workplace|out of work|worker
         points: destroys jobs|threatens jobs|lowers wages
         reasons: the {who} keep small firms alive|many firms live on the {who}|firms close without the {who}
         hints: My factory closed last spring.|I send out applications every day.|My boss cut my shifts again.|
             Half my street got the sack.|I fear the next round of cuts.
-    privacy:
-        lexicon: privacy|private|spy|surveillance|personal data|snoop|watched|secret|track|tracking|monitor|
+    privacy:   lexicon: privacy|private|spy|surveillance|personal data|snoop|watched|secret|track|tracking|monitor|
             data protection
         points: invades our privacy|spies on us|ends our privacy
         reasons: the {who} must show their papers|all {who} get on a list|somebody would film the {who}
@@ -4064,171 +3995,137 @@ INTENTION_CATEGORIES = table("""
     logo: brand audience style colour deadline budget format size
     """)
 INTENTION_SLOTS = table("""
-    date:
-        lexicon: when|date|which day|what day|time of year|when take place|which month|what month
+    date:   lexicon: when|date|which day|what day|time of year|when take place|which month|what month
         questions: When should it be?|Which date do you have in mind?|What day suits you?
         values: the first of May|next Saturday|the end of June|early autumn|Christmas
         statements: It should be around {}.|I am thinking of {} for it.|The plan is {}.
-    people:
-        lexicon: how many people|how big group|guest|who will come|who come|group|how many of you|person|serving|
-            headcount|traveller|traveler|travel with|many come|many people|number of people|other people|
+    people:   lexicon: how many people|how big group|guest|who will come|who come|group|how many of you|person|
+            serving|headcount|traveller|traveler|travel with|many come|many people|number of people|other people|
             people come|people join|people invite|invite people
         questions: How many people will there be?|How many guests do you expect?|How big is the group?
         values: two|five|eight|twelve|thirty
         statements: There will be {} of us.|We are {} in all.|Count on {} heads.
-    budget:
-        lexicon: budget|cost|price|spend|how much money|afford|money|pay|how big budget|how much pay|the rent|
+    budget:   lexicon: budget|cost|price|spend|how much money|afford|money|pay|how big budget|how much pay|the rent|
             much rent|high rent|monthly rent|rent be
         questions: What is your budget?|How much do you want to spend?|What price can you afford?
         values: 50 dollars|120 dollars|300 dollars|900 dollars|2000 dollars
         statements: I can pay {} at most.|My limit is {}.|I have {} for it.
-    place:
-        lexicon: where|place|location|which city|which town|area|destination|venue
+    place:   lexicon: where|place|location|which city|which town|area|destination|venue
         questions: Where should it be?|Which place do you prefer?|What location do you have in mind?
         values: by the sea|in the old town|near my office|in the mountains|close to a park
         statements: I would like it {}.|It has to be {}.|Best would be {}.
-    food:
-        lexicon: food|eat|meal|menu|dish|cater
+    food:   lexicon: food|eat|meal|menu|dish|cater
         questions: What food would you like?|What do you want to eat?|Which dishes should there be?
         values: pizza|seafood|only vegetables|something spicy|cake
         statements: I fancy {}.|{} would please everyone.|We love {}.
-    music:
-        lexicon: music|song|playlist|band|listen
+    music:   lexicon: music|song|playlist|band|listen
         questions: What music do you like?|Which songs should play?|Do you want any music?
         values: jazz|old rock|a live guitar|techno|quiet piano
         statements: I enjoy {}.|Play {} for me.|{} puts me in the mood.
-    style:
-        lexicon: style|theme|design|mood|how look|which look|look like
+    style:   lexicon: style|theme|design|mood|how look|which look|look like
         questions: What style do you like?|Which theme do you want?|How should it look?
-        values: modern|rustic|elegant|playful|plain
-        statements: It should feel {}.|Make it {}.|I like things {}.
-    duration:
-        lexicon: how long|duration|how many hours|how many days|how much time|how many night|how many month|
+        values: modern|rustic|elegant|playful|plain   statements: It should feel {}.|Make it {}.|I like things {}.
+    duration:   lexicon: how long|duration|how many hours|how many days|how much time|how many night|how many month|
             how many week|last for|how long last|hours last|last long
         questions: How long should it take?|What duration do you want?|How many hours should it last?
         values: half an hour|two hours|three days|a full week|six months
         statements: It may take {}.|I have {} in mind as the span.|{} is enough.
-    transport:
-        lexicon: transport|travel by|get there|train|car|drive|bus|commute|how travel|how get|arrive
+    transport:   lexicon: transport|travel by|get there|train|car|drive|bus|commute|how travel|how get|arrive
         questions: How will you get there?|Which transport do you prefer?|Do you travel by train or car?
-        values: by train|by bike|by bus|on foot|in my old van
-        statements: I go {}.|I move around {}.|We come {}.
-    activity:
-        lexicon: activity|activities|do there|want to do|sight|things to do|like to do|do for fun
+        values: by train|by bike|by bus|on foot|in my old van   statements: I go {}.|I move around {}.|We come {}.
+    activity:   lexicon: activity|activities|do there|want to do|sight|things to do|like to do|do for fun
         questions: What do you want to do there?|Which activities do you like?|What sights do you want to see?
         values: hiking|museums|swimming|shopping|wine tasting
         statements: I plan on {}.|{} is a must.|I dream of {}.
-    interest:
-        lexicon: interest|hobby|hobbies|like to do|passion|enjoy
+    interest:   lexicon: interest|hobby|hobbies|like to do|passion|enjoy
         questions: What are their interests?|What hobby do they have?|What do they enjoy?
         values: gardening|chess|old films|cooking|astronomy
         statements: They are mad about {}.|Their free time goes to {}.|{} makes them happy.
-    colour:
-        lexicon: colour|color|shade|tone of colour
+    colour:   lexicon: colour|color|shade|tone of colour
         questions: Which colour do you like?|What colour should it have?|Any colour you prefer?
         values: dark blue|green|red|silver|pale yellow
         statements: I see it in {}.|{} is my favourite.|Something {} please.
-    size:
-        lexicon: size|how big|how large|dimension|square
+    size:   lexicon: size|how big|how large|dimension|square
         questions: What size do you need?|How big should it be?|How large is it?
-        values: tiny|rather small|medium|quite big|huge
-        statements: It is {}.|Think of something {}.|A {} one.
-    deadline:
-        lexicon: deadline|by when|due|how soon|finish|urgent|when need|when ready|due date|need it by|how fast
+        values: tiny|rather small|medium|quite big|huge   statements: It is {}.|Think of something {}.|A {} one.
+    deadline:   lexicon: deadline|by when|due|how soon|finish|urgent|when need|when ready|due date|need it by|
+            how fast
         questions: What is the deadline?|By when do you need it?|How soon must it be ready?
         values: tomorrow|within two weeks|before Friday|in three months|by Sunday night
         statements: I need it {}.|It must be there {}.|Have it ready {}.
-    brand:
-        lexicon: brand|maker|company name|manufacturer|which company|company called|what name|name on it|called
+    brand:   lexicon: brand|maker|company name|manufacturer|which company|company called|what name|name on it|called
         questions: Which brand do you want?|What brand is it?|Is there a brand you trust?
         values: Norvik|Alpano|Quill and Co|Tamaro|Bluefin
         statements: The name is {}.|I trust {}.|It has to say {}.
-    goal:
-        lexicon: goal|purpose|what for|use it for|aim|achieve|use for|what use|hope to|hope for|why want|why need|
-            why buy|why learn|why do it
+    goal:   lexicon: goal|purpose|what for|use it for|aim|achieve|use for|what use|hope to|hope for|why want|
+            why need|why buy|why learn|why do it
         questions: What is your goal?|What do you want to use it for?|What is the purpose?
         values: gaming|a job abroad|losing weight|selling honey|relaxing after work
         statements: It is all about {}.|I am after {}.|I do it for {}.
-    weight:
-        lexicon: weight|how heavy|weigh|how light|be light|light enough|lightweight|carry it|carry around|carry with
+    weight:   lexicon: weight|how heavy|weigh|how light|be light|light enough|lightweight|carry it|carry around|
+            carry with
         questions: How heavy may it be?|What weight is fine?|Will you carry it a lot?
         values: under one kilo|about two kilos|as light as paper|heavy but solid|below three kilos
         statements: On the scale, {}.|I want it {}.|{} in my bag.
-    battery:
-        lexicon: battery|charge|power|socket
+    battery:   lexicon: battery|charge|power|socket
         questions: How long must the battery hold?|What battery do you need?|How often can you charge it?
         values: all day|ten hours|four hours|a whole weekend|two hours
         statements: It must run {}.|Unplugged for {}.|I am away from the plug {}.
-    diet:
-        lexicon: diet|vegetarian|vegan|allergy|allergic|allergies|not eat|gluten
+    diet:   lexicon: diet|vegetarian|vegan|allergy|allergic|allergies|not eat|gluten
         questions: Is there a diet to respect?|Any allergies?|Is anyone vegetarian?
-        values: no nuts|vegan|no milk|no pork|gluten free
-        statements: At our table: {}.|{} only.|We live {}.
-    ingredients:
-        lexicon: ingredient|fridge|at home already|have at hand|pantry|have at home|use up
+        values: no nuts|vegan|no milk|no pork|gluten free   statements: At our table: {}.|{} only.|We live {}.
+    ingredients:   lexicon: ingredient|fridge|at home already|have at hand|pantry|have at home|use up
         questions: Which ingredients do you have?|What is in your fridge?|Any ingredients to use?
         values: two carrots|a lot of rice|fresh basil|leftover potatoes|a pumpkin
         statements: I still have {}.|{} should be used up.|My neighbour gave me {}.
-    equipment:
-        lexicon: equipment|tool|gear|device|machine|oven|do you own
+    equipment:   lexicon: equipment|tool|gear|device|machine|oven|do you own
         questions: What equipment do you have?|Which tools do you own?|Any gear you can use?
         values: one old pan|a mat|a small oven|nothing at all|two dumbbells
         statements: I own {}.|There is {} here.|I can use {}.
-    level:
-        lexicon: level|experience|beginner|advanced|skill|how good|how well
+    level:   lexicon: level|experience|beginner|advanced|skill|how good|how well
         questions: What is your level?|How much experience do you have?|Are you a beginner?
         values: a complete beginner|quite advanced|out of practice|a professional|halfway there
         statements: I am {}.|Call me {}.|I would say {}.
-    injury:
-        lexicon: injury|injuries|injured|pain|health|medical|hurt
+    injury:   lexicon: injury|injuries|injured|pain|health|medical|hurt
         questions: Do you have any injuries?|Does anything hurt?|Any health problem?
         values: a bad knee|a stiff back|a weak shoulder|asthma|a sore ankle
         statements: I have to mind {}.|There is {} to think of.|I suffer from {}.
-    frequency:
-        lexicon: how often|frequency|times a week|per week|every week|schedule|how many day week|
+    frequency:   lexicon: how often|frequency|times a week|per week|every week|schedule|how many day week|
             how many hour week|days a week|hours a week|how many times
         questions: How often do you want to do it?|How many times a week?|What schedule suits you?
         values: twice a week|every morning|only on Sundays|once a month|every second day
         statements: I can do it {}.|{} works for me.|Let us say {}.
-    topic:
-        lexicon: topic|subject|about what|theme|what should it be about|essay about|post about|speech about|
+    topic:   lexicon: topic|subject|about what|theme|what should it be about|essay about|post about|speech about|
             it about
         questions: What is the topic?|Which subject is it on?|What should it be about?
         values: bees|the moon landing|friendship|city traffic|my grandfather
         statements: I write on {}.|It deals with {}.|{} is what it covers.
-    audience:
-        lexicon: audience|reader|customer|for whom|who is it for|who will read|visitor|aimed at
+    audience:   lexicon: audience|reader|customer|for whom|who is it for|who will read|visitor|aimed at
         questions: Who is the audience?|Who will read it?|Which customers do you want to reach?
         values: teenagers|my colleagues|young parents|tourists|teachers
         statements: It is meant for {}.|{} will see it.|I have {} in mind.
-    length:
-        lexicon: length|how many words|how many pages|how long essay|how long post|how long speech|how long text|
-            text long|word count|number of words|number of pages|words long|pages long|words should|pages should
+    length:   lexicon: length|how many words|how many pages|how long essay|how long post|how long speech|
+            how long text|text long|word count|number of words|number of pages|words long|pages long|words should|
+            pages should
         questions: What length should it have?|How many pages do you need?|How many words?
         values: one page|five pages|400 words|ten pages|1500 words
         statements: About {} should do.|Make that {}.|{} and not more.
-    tone:
-        lexicon: tone|voice|formal|funny|serious|how should it sound
+    tone:   lexicon: tone|voice|formal|funny|serious|how should it sound
         questions: What tone do you want?|Should it be formal or funny?|How should it sound?
         values: warm|dry|witty|solemn|angry
         statements: Let it be {}.|I want to come across as {}.|It needs something {} in it.
-    language:
-        lexicon: language|english|spanish|french|german
+    language:   lexicon: language|english|spanish|french|german
         questions: Which language is it?|What language do you want?|In which language?
-        values: Spanish|Japanese|Dutch|Polish|Swahili
-        statements: {}, please.|It is {} that I want.|I chose {}.
-    sources:
-        lexicon: source|reference|citation|cite|literature|research
+        values: Spanish|Japanese|Dutch|Polish|Swahili   statements: {}, please.|It is {} that I want.|I chose {}.
+    sources:   lexicon: source|reference|citation|cite|literature|research
         questions: How many sources do you need?|Should I cite any references?|Which sources may I use?
         values: three books|only newspapers|none at all|two studies|an interview
         statements: I will quote {}.|Use {} as a basis.|{} must back it up.
-    format:
-        lexicon: format|file|online or|in person|print|pdf|medium
+    format:   lexicon: format|file|online or|in person|print|pdf|medium
         questions: What format do you need?|Which file format?|In person or online?
         values: on paper|as a file|on video|face to face|as slides
         statements: I want to have it {}.|{} is easiest.|Best if it comes {}.
-    pets:
-        lexicon: pet|dog|cat|animal
+    pets:   lexicon: pet|dog|cat|animal
         questions: Do you have pets?|Is there a dog or cat?|Any animals coming along?
         values: a dog|two cats|a parrot|no animals|a hamster
         statements: With me lives {}.|I keep {}.|There is {} in the family.
@@ -4845,67 +4742,38 @@ SEARCH_SAY = table("""
 # leads; asked: questions for that; texts: sentences that state it.  Half of the questions share no word with the
 # sentences: who cannot read them cannot search with them.  Nobody asks for friends and visits.
 SEARCH_RELATIONS = table("""
-    author:
-        kinds: work person
-        words: author|wrote|novel
-        between: the author of {}|the person behind {}
-        asked: Who is the author of {}?|Who created {}?
+    author:   kinds: work person   words: author|wrote|novel
+        between: the author of {}|the person behind {}   asked: Who is the author of {}?|Who created {}?
         texts: {0} was written by {1}.|{1} wrote {0}.|{0} is a novel by {1}.|The author of {0} is {1}.
-    founder:
-        kinds: company person
-        words: founder|founded|started
-        between: the founder of {}|the person who set up {}
-        asked: Who is the founder of {}?|Who set up {}?
+    founder:   kinds: company person   words: founder|founded|started
+        between: the founder of {}|the person who set up {}   asked: Who is the founder of {}?|Who set up {}?
         texts: {0} was founded by {1}.|{1} founded {0}.|The founder of {0} is {1}.|{1} started the company {0}.
-    seat:
-        kinds: company town
-        words: based|office|seat
-        between: the town where {} is based|the town that hosts {}
-        asked: Where is {} based?|Which town hosts {}?
+    seat:   kinds: company town   words: based|office|seat
+        between: the town where {} is based|the town that hosts {}   asked: Where is {} based?|Which town hosts {}?
         texts: {0} is based in {1}.|{0} has its office in {1}.|The seat of {0} is {1}.
-    born:
-        kinds: person town
-        words: born|birthplace|native
+    born:   kinds: person town   words: born|birthplace|native
         between: the birthplace of {}|the town where the life of {} began
         asked: Where was {} born?|In which town did the life of {} begin?
         texts: {0} was born in {1}.|The birthplace of {0} is {1}.|{0} is a native of {1}.|
             {0}, born in {1}, has two sisters.
-    home:
-        kinds: person town
-        words: lives|moved|house
+    home:   kinds: person town   words: lives|moved|house
         between: the town where {} lives|the present address of {}
         asked: Where does {} live?|What is the present address of {}?
         texts: {0} lives in {1}.|{0} moved to {1}.|{0} has a house in {1}.
-    spouse:
-        kinds: person person
-        words: married|wedding|spouse
-        between: the spouse of {}|the partner of {}
-        asked: Who is the spouse of {}?|Who is the partner of {}?
+    spouse:   kinds: person person   words: married|wedding|spouse
+        between: the spouse of {}|the partner of {}   asked: Who is the spouse of {}?|Who is the partner of {}?
         texts: {0} is married to {1}.|{0} and {1} held their wedding last year.|{0} is the spouse of {1}.
-    teacher:
-        kinds: person person
-        words: teacher|taught|studied
-        between: the teacher of {}|the mentor of {}
-        asked: Who was the teacher of {}?|Who was the mentor of {}?
+    teacher:   kinds: person person   words: teacher|taught|studied
+        between: the teacher of {}|the mentor of {}   asked: Who was the teacher of {}?|Who was the mentor of {}?
         texts: {1} taught {0}.|The teacher of {0} was {1}.|{0} studied under {1}.
-    friend:
-        kinds: person person
-        words: friend|chess
+    friend:   kinds: person person   words: friend|chess
         texts: {0} plays chess with {1}.|{0} is a friend of {1}.
-    visit:
-        kinds: person town
-        words: summer|visits
+    visit:   kinds: person town   words: summer|visits
         texts: {0} spent a summer in {1}.|{0} often visits {1}.
-    mayor:
-        kinds: town person
-        words: mayor|elected
-        between: the mayor of {}|the person who governs {}
-        asked: Who is the mayor of {}?|Who governs {}?
+    mayor:   kinds: town person   words: mayor|elected
+        between: the mayor of {}|the person who governs {}   asked: Who is the mayor of {}?|Who governs {}?
         texts: {1} is the mayor of {0}.|The mayor of {0} is {1}.|{0} elected {1} as mayor.
-    river:
-        kinds: town river
-        words: river|bank
-        asked: Which river runs through {}?|Which water flows past {}?
+    river:   kinds: town river   words: river|bank   asked: Which river runs through {}?|Which water flows past {}?
         texts: The river {1} runs through {0}.|{0} lies on the river {1}.|{0} stands on the bank of the river {1}.
     """)
 
