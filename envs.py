@@ -105,32 +105,29 @@ def table(text: str) -> dict:
             wishes: stops|departure|cabin|
                 luggage
 
-    A row stands at the margin, its fields 4 spaces in, and what is further in than a line continues it.  A gap of
-    several spaces begins the next field, too.  "|" separates alternatives (phrasings, or the words of a lexicon), so a
-    line may be broken after one.
+    A row stands at the margin, its fields 4 spaces in, and what is further in than a line continues it.  After a gap
+    of several spaces comes the next field, or the next row without fields.  "|" separates alternatives (phrasings, or
+    the words of a lexicon), so a line may be broken after one.
     """
     rows: dict = {}
     row = name = ""
     for line in textwrap.dedent(text).strip().splitlines():
         depth = (len(line) - len(line.lstrip())) // 4
         for cell in re.split(r" {2,}", line.strip()):
+            before, _, after = cell.partition(":")
             if depth == 0:
-                row, _, rest = cell.partition(":")
-                rows[row], name = rest.strip() or {}, ""
+                row, name = before, ""
+                rows[row] = after.strip() or {}
             elif depth == 1 and isinstance(rows[row], dict):
-                name, _, rest = cell.partition(":")
-                rows[row][name] = rest.strip()
-            elif name:
-                rows[row][name] = _joined(rows[row][name], cell)
+                name = before
+                rows[row][name] = after.strip()
             else:
-                rows[row] = _joined(rows[row], cell)
-            # what follows on the same line is one of its fields
-            depth = 1
+                place, key = (rows[row], name) if name else (rows, row)
+                gap = "" if not place[key] or place[key].endswith("|") else " "
+                place[key] += gap + cell
+            # the depth of what follows on this line
+            depth = int(isinstance(rows[row], dict))
     return rows
-
-
-def _joined(text: str, more: str) -> str:
-    return text + ("" if not text or text.endswith("|") else " ") + more
 
 
 def pick(rng: random.Random, phrasings: str, *gaps, **named) -> str:
@@ -1878,17 +1875,11 @@ TURTLE_HEROES = {**dict.fromkeys(("nurse", "woman", "queen", "girl", "singer"), 
                  **dict.fromkeys(("man", "sailor", "king", "boy", "painter"), "he")}
 TURTLE_HER = {"she": "her", "he": "his"}
 TURTLE_ASKS = table("""
-    what: what was it
-    who: who did it
-    why: why
-    where: where
-    hero: what is {her} secret
+    what: what was it   who: who did it   why: why   where: where   hero: what is {her} secret
     """)
 TURTLE_QUESTIONS = table("""
-    what: Was it {}?|Was it really {}?
-    who: Was it {}?|Did {} do it?
-    why: Was it {}?|Was it done {}?
-    where: Was it {}?|Did it happen {}?
+    what: Was it {}?|Was it really {}?   who: Was it {}?|Did {} do it?
+    why: Was it {}?|Was it done {}?      where: Was it {}?|Did it happen {}?
     hero: Was {she} {}?|Is {she} {}?
     """)
 TURTLE_VAGUE = "Was it strange?|What happened?|Is there more to it?|Did somebody die?|Any hint?"
