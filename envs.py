@@ -429,8 +429,6 @@ def arithmetic(rule: str, numbers=()) -> float | None:
         value = total()
     except ArithmeticError:                                      # division by zero, or too large
         return None
-    except IndexError:
-        raise ValueError(f"{rule!r} is no rule of a, b, c, d") from None
     if tokens != ["end"]:
         raise ValueError(f"{rule!r} is no rule of a, b, c, d")
     return value if isinstance(value, float) and abs(value) < 1e300 else None    # (-2) ** 0.5 is complex
@@ -672,9 +670,6 @@ class Env:
         """One of the user's `lines` as it stands: a verdict or a tool's text has no small talk around it."""
         return pick(self.rng, self.lines[kind], *gaps, **named)
 
-    def pick(self, phrasings: str, *gaps, **named) -> str:
-        return pick(self.rng, phrasings, *gaps, **named)
-
     def triage(self, message: str, heard: list, most: int = 1) -> str:
         """Why a message gets no answer of substance, a key of `lines`; "" for a proper question.
 
@@ -838,7 +833,7 @@ class TravelGym(Env):
         # every fifth fails, on purpose: an agent must cope with it
         if self.tried["search"] % 5 == 0:
             return "[E503] search service timed out, nothing was searched, try again", 0, False
-        named = addressed(query, _lexicons_of_aspects())
+        named = addressed(query, TRAVEL_NAMES)
         if len(named) != 1:
             return "Search one aspect at a time: flight, hotel, restaurant, apartment or rental car.", 0, False
         aspect = named[0]
@@ -1056,7 +1051,7 @@ class TravelGym(Env):
         With probability `slip` it asks vaguely or again, stops asking, or errs.
         """
         request = self.history[0][1]
-        wanted = addressed(request, _lexicons_of_aspects())
+        wanted = addressed(request, TRAVEL_NAMES)
         place, month = (next((p for p in names if p in request), "") for names in (TRAVEL_PLACES, TRAVEL_MONTHS))
         # a loaded request: no table to go by
         if not wanted or not place or not month:
@@ -1108,10 +1103,6 @@ def _plain(aspect: str) -> str:
 def _wishes_of(aspect: str) -> list[str]:
     """The categories of wishes that one may have for an aspect."""
     return TRAVEL_ASPECTS[aspect]["wishes"].split("|")
-
-
-def _lexicons_of_aspects() -> dict[str, str]:
-    return {aspect: TRAVEL_TOPICS[aspect] for aspect in TRAVEL_ASPECTS}
 
 
 def _check_counts(*counts) -> None:
@@ -1257,7 +1248,7 @@ def _travel_notes(moves, wanted) -> tuple:
         elif act.kind == "answer":
             answered.add(letters.get(act.text[:1].upper()))
         elif act.kind == "action":
-            about = addressed(reply if "By the way" in reply else act.text, _lexicons_of_aspects())
+            about = addressed(reply if "By the way" in reply else act.text, TRAVEL_NAMES)
             last = next((a for a in about if a in wanted), last)
             asked.update((last, c) for c in addressed(act.text, {c: TRAVEL_TOPICS[c] for c in _wishes_of(last)}))
             for category, values in TRAVEL_WISHES.items():
@@ -1375,6 +1366,7 @@ TRAVEL_TOPICS = table("""
     other: budget|price|cost|rating|star|review|brand|loyalty|purpose|age|how long|number of night|insurance|hobby|
         dress code|care about|care if|care whether
     """)
+TRAVEL_NAMES = {aspect: TRAVEL_TOPICS[aspect] for aspect in TRAVEL_ASPECTS}
 # category: what an option may have, and what a user who wants it may say
 TRAVEL_WISHES = table("""
     stops:
@@ -2393,11 +2385,11 @@ class TauGym(Env):
             return self.lines["many"]
         if asked and (kind == "ask" or re.search(r"\b(please|need|require)\b", message, re.I)):
             facts = {**self.task["customer"], **want}
-            told = [capital(self.pick(facts.get(topic, TAU_SAY["miss"]))) for topic in asked]
+            told = [capital(pick(self.rng, facts.get(topic, TAU_SAY["miss"]))) for topic in asked]
             return " ".join(dict.fromkeys(told))
         if "anything else" in heard:
             first = "Yes. " if len(self.todo) < len(self.task["wants"]) else "It is not done yet. "
-            return first + self.pick(want["request"])
+            return first + pick(self.rng, want["request"])
         return self.lines["vague" if kind == "ask" else kind]
 
     def answer(self, text: str):
@@ -3808,7 +3800,7 @@ class IntentionGym(Env):
         reward = max(0.0, {3: 1.0, 2: 0.7, 1: 0.4}[best] - 0.2 * (questions - 1))
         said = []
         for slot in hits:
-            said.append(self.pick(_statements(slot), self.missing.pop(slot)["value"]))
+            said.append(pick(self.rng, _statements(slot), self.missing.pop(slot)["value"]))
         self.told.update(hits)
         text = yield from self.speak(" ".join(said))
         self.hidden["thought"] += f"; gave {hits}"

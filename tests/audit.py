@@ -191,7 +191,7 @@ def search_then_answer(env, choose) -> str:
     request = env.history[0][1]
     seen = "\n".join(text for role, text in env.history if role == "user")
     said = " ".join(text for role, text in env.history if role == "agent")
-    aspects = envs.addressed(request, envs._lexicons_of_aspects())
+    aspects = envs.addressed(request, envs.TRAVEL_NAMES)
     options = {}
     for aspect in aspects:
         letter = envs.TRAVEL_ASPECTS[aspect]["letter"]
@@ -286,7 +286,7 @@ def take_one_of_three_alike(env):
 
 def ask_in_between(env, say, guess=take_the_first) -> str:
     """Search every aspect, say something as long as there are turns, then guess."""
-    count = len(envs.addressed(env.history[0][1], envs._lexicons_of_aspects()))
+    count = len(envs.addressed(env.history[0][1], envs.TRAVEL_NAMES))
     if count <= env.turns < env.max_turns - count:
         return say
     return guess(env)
@@ -294,7 +294,7 @@ def ask_in_between(env, say, guess=take_the_first) -> str:
 
 def ask_down_the_wishes(env, guess=take_the_first):
     """Ask for all that one can wish for, aspect by aspect, whatever is on the table."""
-    aspects = envs.addressed(env.history[0][1], envs._lexicons_of_aspects())
+    aspects = envs.addressed(env.history[0][1], envs.TRAVEL_NAMES)
     known = [question for question in asks_travel(env) if any(envs._plain(a) in question for a in aspects)]
     order = random.Random(env.seed).sample(known, len(known))
     return ask_in_between(env, f"[action] {order[env.turns % len(order)]}", guess)
@@ -307,7 +307,7 @@ def ask_down_the_wishes_then_one_of_three(env):
 def salad_between(env):
     """Two words of any wish and an aspect, with a question mark."""
     rng = random.Random(f"{env.seed}/{env.turns}")
-    aspect = rng.choice(envs.addressed(env.history[0][1], envs._lexicons_of_aspects()))
+    aspect = rng.choice(envs.addressed(env.history[0][1], envs.TRAVEL_NAMES))
     lexicons = "|".join(envs.TRAVEL_TOPICS[wish] for wish in envs.TRAVEL_WISHES)
     salad = " ".join(rng.sample(re.split(r"[| ]", lexicons), 2))
     return ask_in_between(env, f"[action] {envs._plain(aspect)} {salad}?")

@@ -104,7 +104,7 @@ def test_travel_every_question_of_the_expert_is_understood():
 
 
 def test_travel_requests_name_the_aspects_wanted():
-    lexicon = envs._lexicons_of_aspects()
+    lexicon = envs.TRAVEL_NAMES
     for tier in ("22", "333", "2222"):
         for index in range(200):
             task = envs.TravelGym.make_task("train", index, tier, 0, 0)
