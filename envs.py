@@ -1527,12 +1527,10 @@ class TurtleGym(Env):
     reward is what an answer adds to the best score so far.  Two answers are heard, and the second, or all of the
     truth, ends the episode; one that touches no open fact is not counted.
 
-    Better than UserRL as released: the reply to an answer tells how many points it covers, not their text; false
-    parts count against it, so a list of contradictions is worth nothing; answers are few, so guessing pays little;
-    and a user who hears five messages since the last settled fact goes, but for a loaded story (a question that does
-    not fit the story counts twice): read the story, do not go down a list.
-    classic=True: a point counts whatever else is said, covered points are read out, answers and patience have no
-    limit, and the story comes with its title.
+    A user who hears five messages since the last settled fact goes, but for a loaded story (a question that does not
+    fit the story counts twice): read the story, do not go down a list.
+    classic=True is UserRL as released: a point counts whatever else is said, so that a list of contradictions pays;
+    covered points are read out; answers and patience have no limit; and the story comes with its title.
     """
     name, choices, max_turns, max_answers = "turtle", ("action", "answer"), 16, 2
     system_prompt = ("Find the truth behind a strange story. Ask one yes or no question at a time, as [action] your "
@@ -1919,12 +1917,11 @@ class FunctionGym(Env):
         agent  [answer] 16                              1.0, and the end; a wrong one costs one of three tries
         user   Yes, that is right!
 
-    Better: no values once the test is on the table.  A rule without / is mostly of degree two at most in each variable,
-    so its values with one number of the test moved by 1, 2 and 3 give the test's own without any idea of the rule; that
-    earns nearly everything in classic.  A probe that rounds to the test is refused in any formatting, and only three
-    answers are heard.
-    classic=True is UserRL as released: values after the search, a probe is refused only if exactly equal,
-    any number of answers, `test` spelled exactly, numbers read by a plain pattern ("3e0" is 3 and 0).
+    A probe that rounds to the test is refused, in any formatting.
+    classic=True is UserRL as released: values after the search, too (a rule without / is mostly of degree two at most
+    in each variable, so those with one number of the test moved by 1, 2 and 3 give the test's own without any idea of
+    the rule), a probe is refused only if exactly equal, any number of answers, `test` spelled exactly, numbers read by
+    a plain pattern ("3e0" is 3 and 0).
     """
     name, choices, max_turns, max_answers = "function", ("search", "action", "answer"), 16, 3
     system_prompt = ("A hidden rule makes one number of four, a b c d, with + - * / and squares. [action] 2 3 7 19 "
@@ -4443,9 +4440,8 @@ class SearchGym(Env):
     Answers match by their words: case, accents, punctuation, articles and order do not matter; aliases count.
     judge=True also asks the user, for one that is a language model, whether a short answer means the same.
 
-    Better: answers are capped at three, since names can be guessed, and the reply says how many are left.  Laxer:
-    where UserRL has a language model judge the answer, ours takes "It is X" for X, and the words in any order.
-    classic=True is UserRL as released: any number of answers.
+    Laxer than UserRL, whose judge is a language model: "It is X" will do for X, and the words in any order.
+    classic=True is UserRL as released: any number of answers, though names can be guessed.
     """
     name = "search"
     choices = ("search", "answer")
