@@ -69,26 +69,6 @@ class Persona:
                 f"life: {self.life}.")
 
 
-def read_persona(text: str) -> Persona:
-    """The inverse of `Persona.text`; ValueError if anything is off."""
-    word = r"([^,.]+)"
-    match = re.fullmatch(rf"who: {word}, (\d+), {word}, {word}, {word}\. "
-                         rf"style: {word}, {word}, {word}, {word}, says {word}\. life: ([^.]+)\.", text)
-    if not match:
-        raise ValueError("a persona reads 'who: name, age, job, city, mbti. style: …, says …. life: ….'")
-    name, age, *others = match.groups()
-    return checked(Persona(name, int(age), *others))
-
-
-def checked(persona: Persona) -> Persona:
-    """The persona itself; ValueError if a style is none that PEOPLE knows."""
-    for key in STYLES:
-        allowed, value = PEOPLE[key].split("|"), getattr(persona, key)
-        if value not in allowed:
-            raise ValueError(f"persona field {key!r} is one of {', '.join(allowed)}, not {value!r}")
-    return persona
-
-
 def make_persona(rng: random.Random) -> Persona:
     name, age = envs.pick(rng, PEOPLE["name"]), rng.randint(20, 69)
     others = {key: envs.pick(rng, PEOPLE[key]) for key in PEOPLE if key != "name"}
@@ -127,13 +107,12 @@ FIELDS = {
     "open": r"[a-z]+(, [a-z]+)*", "touched": r"[a-z]+(, [a-z]+)*", "core": r"[a-z]+", "topic": "stay|shift|close",
     "plan": r"(accept|reject|counter|ask|challenge|confirm|inform|end)( [\w-]+)?|none",
     "reply": "calm|firm|warm", "end": "yes|no", "state": ", ".join(rf"{name} (\d|10)" for name in STATES)}
-WHOLE = {"memory": r"none|[a-z]+ [\w-]+(, [a-z]+ [\w-]+)*", "goal": r"[a-z]+ \d+, least \d+", **FIELDS}
 
 
-def read_dynamic(text: str, whole: bool = False) -> Dynamic:
+def read_dynamic(text: str) -> Dynamic:
     """The inverse of `Dynamic.text`: these lines, in this order, nothing else; ValueError names the first bad one."""
     got, lines = {}, text.split("\n")
-    for i, (name, pattern) in enumerate((WHOLE if whole else FIELDS).items()):
+    for i, (name, pattern) in enumerate(FIELDS.items()):
         line = lines[i] if i < len(lines) else "missing"
         match = re.fullmatch(rf"{name}: ({pattern})", line)
         if not match:
@@ -142,13 +121,8 @@ def read_dynamic(text: str, whole: bool = False) -> Dynamic:
     if len(lines) > len(got):
         raise ValueError(f"the profile has {len(lines) - len(got)} lines too many")
     state = [pair.split(" ") for pair in items(got["state"])]
-    profile = Dynamic(items(got["open"]), items(got["touched"]), got["core"], got["topic"], got["plan"], got["reply"],
-                      got["end"] == "yes", {name: int(value) for name, value in state})
-    if whole:
-        concern, wanted, _, least = re.findall(r"[a-z]+|\d+", got["goal"])
-        profile.goal = (concern, int(wanted), int(least))
-        profile.memory = dict(pair.split(" ") for pair in items(got["memory"]))
-    return profile
+    return Dynamic(items(got["open"]), items(got["touched"]), got["core"], got["topic"], got["plan"], got["reply"],
+                   got["end"] == "yes", {name: int(value) for name, value in state})
 
 
 def items(line: str) -> list[str]:
@@ -382,7 +356,7 @@ def act_of(say: str) -> str:
 
 
 # what shows the machinery, what only the agent would say, and what nobody speaks
-LEAK = (rf"[<>{{}}\[\]]|\b({'|'.join([*STEPS, *WHOLE, 'say', 'who', 'style', 'life'])}):|"
+LEAK = (rf"[<>{{}}\[\]]|\b({'|'.join([*STEPS, *FIELDS, 'memory', 'goal', 'say', 'who', 'style', 'life'])}):|"
         r"\bas an ai\b|\b(my|your) profile\b")
 ROLE_FLIP = (r"\b(how (can|may) i help|i can offer|we can offer|our (policy|manager|customers?)|your (call|case) is|"
              r"assist you|happy to help|is there anything else)\b")
@@ -919,10 +893,7 @@ PEOPLE = envs.table("""
         clerk
     city: Turin|Oslo|Lima|Cairo|Kyoto|Quito|Dakar|Perth|Hanoi|Izmir|Sofia|Delhi|Porto|Ghent|Malmo|Cork
     mbti: ISTJ|ISFJ|INFJ|INTJ|ISTP|ISFP|INFP|INTP|ESTP|ESFP|ENFP|ENTP|ESTJ|ESFJ|ENFJ|ENTJ
-    rate: slow|fast
-    verbosity: brief|chatty
-    patience: patient|hasty
-    manner: polite|blunt
+    rate: slow|fast   verbosity: brief|chatty   patience: patient|hasty   manner: polite|blunt
     phrase: honestly|look|well|frankly|listen|basically|actually|anyway
     life: works nights|saves for a bike|has two children|just moved house|cares for a parent|studies in the evening|
         plans a wedding|travels every month|keeps three cats|runs a small shop
@@ -992,13 +963,10 @@ AGENT = envs.table("""
 
 # what the agent says to the user's act, before its next move
 REACT = envs.table("""
-    accept: Great.|Very good.
-    reject: A pity.|I see.
-    counter: That is a lot.|Let me see.
-    ask: That is arranged.|I took care of it.
+    accept: Great.|Very good.                   reject: A pity.|I see.
+    counter: That is a lot.|Let me see.         confirm: Good.|Fine.
+    ask: That is arranged.|I took care of it.   inform: Thank you.|I see.
     challenge: Let me note that.|I see.
-    confirm: Good.|Fine.
-    inform: Thank you.|I see.
     """)
 
 # the user's acts: {o} the plan's object, {v} what memory says of it, {s} what the agent said, {x} {f} the case
@@ -1303,7 +1271,11 @@ def read_row(row, kind: type):
             raise ValueError(f"field {name!r} must be {wanted}, not {value!r:.40}")
     if unknown := sorted(set(row) - set(names)):
         raise ValueError(f"unknown field {unknown[0]!r}")
-    return checked(kind(**row)) if kind is Persona else kind(**row)
+    for name in STYLES if kind is Persona else ():
+        allowed = PEOPLE[name].split("|")
+        if row[name] not in allowed:
+            raise ValueError(f"persona field {name!r} is one of {', '.join(allowed)}, not {row[name]!r}")
+    return kind(**row)
 
 
 def tables(s: Settings) -> tuple:
