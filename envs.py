@@ -1369,130 +1369,112 @@ TRAVEL_TOPICS = table("""
 TRAVEL_NAMES = {aspect: TRAVEL_TOPICS[aspect] for aspect in TRAVEL_ASPECTS}
 # category: what an option may have, and what a user who wants it may say
 TRAVEL_WISHES = table("""
-    stops:
-        non-stop: My schedule is packed that day.|I want to get there in one go.|Waiting halfway drives me mad.
+    stops:   non-stop: My schedule is packed that day.|I want to get there in one go.|Waiting halfway drives me mad.
         one stop: I like to stretch my legs halfway.|A short break on the way does me good.|
             I need a coffee on firm ground midway.
         long layover: I would love to see another city on the way.|I could meet a friend midway.|
             Sightseeing in between sounds fun.
-    departure:
-        7 am: I am an early bird.|I want the whole day ahead of me there.|I am at my best at dawn.
+    departure:   7 am: I am an early bird.|I want the whole day ahead of me there.|I am at my best at dawn.
         1 pm: I like to sleep in and still arrive by dinner.|I can only get away after lunch.|
             I come straight from brunch.
         11 pm: I plan to sleep on the way.|I work until dinner that day.|I love to travel under the stars.
-    cabin:
-        business class: I must be fresh for a meeting on landing.|My firm pays, so I travel in style.|
+    cabin:   business class: I must be fresh for a meeting on landing.|My firm pays, so I travel in style.|
             I want to lie flat.
         premium class: I treat myself, but only a bit.|A little more comfort is nice, luxury is not.|
             Not cheap, not fancy.
         economy class: I would rather spend my money there.|I do not need to be pampered.|
             I am thrifty up in the air.
-    luggage:
-        checked bag: I never travel light.|I am bringing half my wardrobe.|I come home with a pile of presents.
+    luggage:   checked bag: I never travel light.|I am bringing half my wardrobe.|
+            I come home with a pile of presents.
         hand bag only: I take a toothbrush and a book.|I hate waiting at the carousel.|
             All I own fits in a small backpack.
         sports gear: My skis come with me.|I never go without my surfboard.|My golf clubs are family.
-    seat:
-        window seat: I love watching the clouds.|I take photos from up there.|I sleep best leaning on the wall.
+    seat:   window seat: I love watching the clouds.|I take photos from up there.|I sleep best leaning on the wall.
         aisle seat: I get up a lot.|I hate climbing over people.|I drink a lot of water, you know.
         extra legroom: I am two metres tall.|My knees always suffer.|I am built like a basketball player.
         front row: I want to be the first one out.|I have to run once the doors open.|I feel sick at the back.
-    wifi:
-        fast wifi: I have video calls all week.|I stream films every night.|I upload big files for work.
+    wifi:   fast wifi: I have video calls all week.|I stream films every night.|I upload big files for work.
         basic wifi: I only check my mail.|I just send a text to my mum.|I glance at the news, no more.
         no wifi: I want to be unreachable.|My phone stays off this time.|I am doing a digital detox.
-    diet:
-        vegan: Nothing from an animal on my plate.|Not even milk or honey for me.|I live on plants.
+    diet:   vegan: Nothing from an animal on my plate.|Not even milk or honey for me.|I live on plants.
         halal: I follow the rules of my mosque.|No pork and no wine, my faith says.|I live as the Quran teaches.
         gluten-free: Bread makes me ill.|I have coeliac disease.|Wheat and I are enemies.
         nut-free: A peanut sends me to hospital.|I swell up from almonds.|My throat closes from hazelnuts.
-    cancellation:
-        refundable: My boss may call the whole trip off.|I might have to drop out.|
+    cancellation:   refundable: My boss may call the whole trip off.|I might have to drop out.|
             My mother is ill, it may fall through.
         date change: We come for sure, but maybe a week later.|The week may still shift.|
             My exam day is not fixed yet.
         final sale: Nothing in the world will stop us.|It is all settled, we surely go.|
             I never back out once I have paid.
-    breakfast:
-        buffet breakfast: I fill up before a day of walking.|I start the day with three plates.|
+    breakfast:   buffet breakfast: I fill up before a day of walking.|I start the day with three plates.|
             I wake up terribly hungry.
         early breakfast: I leave at dawn, but not hungry.|We hike before sunrise, well fed.|Feed me before six.
         no breakfast: I never eat before noon.|Just black coffee until lunch for me.|I skip the first meal anyway.
-    facilities:
-        pool: The kids are like fish.|I do my laps every day.|I never go without my bikini.
+    facilities:   pool: The kids are like fish.|I do my laps every day.|I never go without my bikini.
         gym: I cannot skip my training.|I lift every day.|I prepare for a marathon, rain or not.
         spa: I need a massage badly.|I dream of steam and hot stones.|My back needs skilled hands.
-    location:
-        old town: I like crooked lanes and history.|I want medieval walls around me.|
+    location:   old town: I like crooked lanes and history.|I want medieval walls around me.|
             Museums and cathedrals are my thing.
         on the beach: I want sand between my toes.|I love to hear the waves.|I bring my bucket and spade.
         by the station: We go on by rail.|I will hop on trains every day.|My platform must be a minute away.
         countryside: I want cows around me.|I must get away from the crowds.|Give me fields and fresh air.
-    view:
-        mountain view: I love snowy peaks.|I could stare at cliffs for hours.|Summits make me happy.
+    view:   mountain view: I love snowy peaks.|I could stare at cliffs for hours.|Summits make me happy.
         garden view: I like to wake up to roses.|Green calms my eyes.|I love to watch birds in the trees.
         skyline view: I adore city lights at night.|Towers and neon thrill me.|I love rooftops that twinkle.
-    pets:
-        dogs ok: My labrador comes along.|Rex needs his walks.|My best friend wags his tail.
+    pets:   dogs ok: My labrador comes along.|Rex needs his walks.|My best friend wags his tail.
         cats ok: My purring lady comes along.|Tom needs his litter box.|Someone with whiskers comes with us.
         no pets: Fur makes me sneeze.|I am afraid of anything that barks.|Hair on the sofa makes my eyes itch.
-    bed:
-        king bed: We like to cuddle at night.|We just got married.|I roll around a lot at night.
+    bed:   king bed: We like to cuddle at night.|We just got married.|I roll around a lot at night.
         twin beds: My sister and I do not share a blanket.|We are colleagues, no couple.|He kicks at night.
         baby cot: Our youngest is eight months old.|Our newborn comes along.|The little one still wakes up at night.
-    parking:
-        garage: My old Jaguar must not get wet.|I worry about car thieves.|Someone scratched my Porsche last year.
+    parking:   garage: My old Jaguar must not get wet.|I worry about car thieves.|
+            Someone scratched my Porsche last year.
         EV charger: My Tesla will be empty by then.|We arrive on our last kilowatt.|My ride runs on a battery.
         bike rack: We come on two wheels.|I pedal everywhere.|My helmet and my pump come along.
-    cuisine:
-        Italian: I could live on pasta.|Nothing beats a good pizza.|I dream of tiramisu.
+    cuisine:   Italian: I could live on pasta.|Nothing beats a good pizza.|I dream of tiramisu.
         Thai: I crave lemongrass and basil.|Pad see ew makes me happy.|I fell in love with soup in Bangkok.
         Mexican: Tacos make my day.|I want guacamole and lime.|I would kill for a burrito.
         Indian: I miss naan and dal.|Tandoori is my weakness.|I want masala and mango lassi.
-    table:
-        terrace: I want the sky above me.|I need sun on my face.|I like to see people walk by.
+    table:   terrace: I want the sky above me.|I need sun on my face.|I like to see people walk by.
         private room: We have a secret to celebrate.|I will propose, with nobody around.|We must talk unheard.
         bar counter: I like to watch the chef at work.|I chat with the staff over a drink.|I like a high stool.
-    atmosphere:
-        live music: I love it when a band plays.|I want to hear a saxophone.|My feet should tap while I chew.
+    atmosphere:   live music: I love it when a band plays.|I want to hear a saxophone.|
+            My feet should tap while I chew.
         quiet: My hearing aid hates noise.|I want to hear what grandma says.|We want to talk in peace.
         candlelight: It is our anniversary.|I want to look into her eyes all evening.|It is our first date.
         big screen: I cannot miss the cup final.|My team plays that night.|We want to cheer at the match.
-    kitchen:
-        full kitchen: I make all our dinners myself.|I love to try local recipes.|I bake every day, even on holiday.
+    kitchen:   full kitchen: I make all our dinners myself.|I love to try local recipes.|
+            I bake every day, even on holiday.
         microwave: We only heat things up.|We live on frozen dinners.|Leftovers are all we eat.
         dishwasher: Nobody here wants to scrub plates.|We always fight over dirty pots.|
             I refuse to stand at the sink.
-    laundry:
-        washer: The kids get muddy every day.|Our socks will not last the week.|The boys spill everything.
+    laundry:   washer: The kids get muddy every day.|Our socks will not last the week.|The boys spill everything.
         dryer: We come home soaked every day.|Damp towels drive me mad.|We paddle, all our things drip.
         iron: I cannot show up wrinkled.|My suit must look sharp.|My shirts get creased.
-    check-in:
-        self check-in: I do not like talking to hosts.|A code at the door is all I want.|I come and go as I please.
+    check-in:   self check-in: I do not like talking to hosts.|A code at the door is all I want.|
+            I come and go as I please.
         24h desk: I may need help at three at night.|I like someone to be up at all times.|
             I feel safe when someone is awake.
         early check-in: We land at eight and are tired.|I need a shower by nine.|I want to drop my things at dawn.
-    car type:
-        SUV: We go up rough mountain tracks.|I like to look down on traffic.|The roads there are mud and stones.
+    car type:   SUV: We go up rough mountain tracks.|I like to look down on traffic.|
+            The roads there are mud and stones.
         mini: I must squeeze into tiny gaps.|The lanes there are terribly narrow.|I hate to steer anything big.
         convertible: I want wind in my hair.|I want to tan while I drive.|I want only sky above the wheel.
         van: Eight cousins will join our drives.|We carry a double bass and drums.|We pick up a whole choir there.
-    gearbox:
-        automatic: I never learned to use a clutch.|My left foot wants to rest.|I only want to press go and brake.
+    gearbox:   automatic: I never learned to use a clutch.|My left foot wants to rest.|
+            I only want to press go and brake.
         manual: I like to be in charge of the revs.|I grew up with three pedals.|I am bored if my left foot is idle.
-    fuel:
-        electric: I want to leave no fumes behind.|I never go near a pump.|I like to glide along in silence.
+    fuel:   electric: I want to leave no fumes behind.|I never go near a pump.|I like to glide along in silence.
         diesel: We will drive very far on one tank.|I want cheap litres and many miles.|
             I like to fill up once a week.
         hybrid: Clean in town, but with a long range.|I like a bit of both worlds.|A battery alone makes me nervous.
-    pickup:
-        airport pickup: I want to drive off the moment we land.|From the gate straight to the wheel.|We land and go.
+    pickup:   airport pickup: I want to drive off the moment we land.|From the gate straight to the wheel.|
+            We land and go.
         downtown pickup: We stay in the centre first.|I walk over once I have seen the sights.|
             I drive only after the city.
         doorstep pickup: Bring it to me, I am lazy.|I do not want to go and fetch it.|
             My knee is bad, so it must come to me.
-    extras:
-        child seat: My daughter is two.|Our toddler rides in the back.|The little one must be strapped in.
+    extras:   child seat: My daughter is two.|Our toddler rides in the back.|The little one must be strapped in.
         roof box: We have more than the trunk can hold.|Our tents must go on top.|Things have to ride above us.
         snow chains: We go over icy passes.|It is white up there all year.|I am scared of slippery bends.
         GPS: I always get lost.|I cannot read maps.|Without directions I end up anywhere.
@@ -1820,29 +1802,24 @@ def _turtle_telling(tell: dict[str, str], she: str) -> str:
 
 # ---- words: fact -> the events or settings in question -> the alternatives, and what else these are called
 TURTLE_FACTS = table("""
-    what:
-        scream shot: a film|movie|cinema|television|tv; a parrot|bird; a game; a dream|nightmare
+    what:   scream shot: a film|movie|cinema|television|tv; a parrot|bird; a game; a dream|nightmare
         box hole: a ring|jewel|jewellery; a letter|message|envelope; a photo|photograph|picture; a key
         soup cup: poison|poisonous|toxic|venom; soap|soapy|detergent; salt|salty; pepper|peppery
         body face: a doll|dummy|puppet|mannequin; a statue|sculpture; a snowman|snow; a shadow
-    who:
-        holiday: the brother|sibling; the uncle; the cousin; the aunt|auntie
+    who:   holiday: the brother|sibling; the uncle; the cousin; the aunt|auntie
         work: the boss|manager|employer|chief; the guard|watchman; the cleaner|janitor; the driver|chauffeur
         village: the neighbour|neighbor|next door; the priest|vicar|pastor; the baker; the teacher|schoolteacher
-    why:
-        shot box soup face: for love|romance|romantic|affection; for revenge|vengeance|avenge|get even;
-            out of fear|afraid|scared|frightened; out of pity|mercy|compassion
-        scream hole cup body: for money|cash|rich|paid|pay|greed|greedy|profit|financial;
-            for a bet|wager|gamble; for fame|famous|celebrity; for a joke|joking|prank|for fun
-    where:
-        holiday: on a ship|boat|at sea|on board; on a train|railway; in a hotel|motel|inn; on a beach|shore
+    why:   shot box soup face: for love|romance|romantic|affection; for revenge|vengeance|avenge|
+            get even; out of fear|afraid|scared|frightened; out of pity|mercy|compassion
+        scream hole cup body: for money|cash|rich|paid|pay|greed|greedy|profit|financial; for a bet|wager|
+            gamble; for fame|famous|celebrity; for a joke|joking|prank|for fun
+    where:   holiday: on a ship|boat|at sea|on board; on a train|railway; in a hotel|motel|inn; on a beach|shore
         work: in an office; in a hospital|clinic; in a museum|gallery; in a prison|jail|behind bars
         village: in a church|chapel; in a barn|stable; in a school|classroom; in a forest|woods|among trees
-    hero:
-        scream box cup face: blind|trouble seeing; deaf; drunk|tipsy|intoxicated;
-            asleep|sleeping|sleepwalking|sleepwalker|slept
-        shot hole soup body: an actor|actress; a thief|robber|burglar|criminal|steal|stole;
-            a spy|spies|spying|secret agent; a twin|identical
+    hero:   scream box cup face: blind|trouble seeing; deaf; drunk|tipsy|intoxicated; asleep|sleeping|sleepwalking|
+            sleepwalker|slept
+        shot hole soup body: an actor|actress; a thief|robber|burglar|criminal|steal|stole; a spy|spies|spying|
+            secret agent; a twin|identical
     """)
 TURTLE_TOPICS = {f"{fact}: {name}": lexicon for fact, pools in TURTLE_FACTS.items()
                  for name, lexicon in _turtle_names("; ".join(pools.values())).items()}
