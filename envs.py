@@ -3774,7 +3774,9 @@ class IntentionGym(Env):
         reward = max(0.0, {3: 1.0, 2: 0.7, 1: 0.4}[best] - 0.2 * (questions - 1))
         said = []
         for slot in hits:
-            said.append(pick(self.rng, _statements(slot), self.missing.pop(slot)["value"]))
+            # a detail from a file has no phrasings of its own
+            row = INTENTION_SLOTS.get(slot, {"statements": INTENTION_SAY["state"]})
+            said.append(pick(self.rng, row["statements"], self.missing.pop(slot)["value"]))
         self.told.update(hits)
         text = yield from self.speak(" ".join(said))
         self.hidden["thought"] += f"; gave {hits}"
@@ -3895,11 +3897,6 @@ def _category(request: str) -> str:
         if any(thing in request for thing in things.split("|")):
             return category
     return ""
-
-
-def _statements(slot: str) -> str:
-    """How the user states a detail: its own phrasings, or plain ones for a detail from a file."""
-    return INTENTION_SLOTS[slot]["statements"] if slot in INTENTION_SLOTS else INTENTION_SAY["state"]
 
 
 def _is_said(slot: str, text: str) -> bool:
