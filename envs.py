@@ -556,7 +556,7 @@ class Env:
 
     @staticmethod
     def make_task(split: str, index: int) -> dict:
-        """The index-th task of "train" or "test", a dict that survives JSON, with an "id"; see `draw`."""
+        """The index-th task of one of SPLITS, a dict that survives JSON, with an "id"; see `draw`."""
         raise NotImplementedError
 
     @classmethod
@@ -736,9 +736,18 @@ def play(env: Env, policy=expert, seed: int | None = None) -> list[float]:
 
 # ---------------------------------------------------------------------------------------------- tasks
 
+SPLITS = ("train", "val", "test")
+
+
 def in_split(content: str, split: str) -> bool:
-    """A fifth of all contents is test, by a stable hash: the same on every machine, disjoint by construction."""
-    return (zlib.crc32(content.encode()) % 5 == 0) == (split == "test")
+    """By a stable hash a fifth of all contents is test and a tenth val, for validation; the rest is train.
+
+    The same on every machine, disjoint by construction.
+    """
+    number = zlib.crc32(content.encode())
+    if number % 5 == 0:
+        return split == "test"
+    return split == ("val" if number % 10 == 1 else "train")
 
 
 def draw(gym: str, split: str, index: int, propose, attempts: int = 1000):
@@ -1951,8 +1960,8 @@ class FunctionGym(Env):
     def make_task(split: str, index: int, level: int | None = None) -> dict:
         """Level: the number of operators, 0 to 4; by default a mixture.  The value at the test is a whole number.
 
-        Held out are a fifth of the test numbers, and of the rules with two or more operators (the 44 simpler ones
-        are too few).  The index fixes the test numbers, so at least the first thousand tasks all differ.
+        Split by the test numbers and, with two or more operators, by the rule (the 44 simpler ones are too few).
+        The index fixes the test numbers, so at least the first thousand tasks all differ.
         """
         if level not in (None, 0, 1, 2, 3, 4):
             raise ValueError(f"function: unknown level {level!r}; choose 0 to 4")
@@ -2116,7 +2125,7 @@ def _combined(rules: list[FunctionRule], i: int, operator: str, j: int) -> Funct
     return FunctionRule(pattern.format(*texts), operator, (i, j), left.uses | right.uses, marks)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _function_tests(split: str) -> list[tuple]:
     """Four different numbers of 1 to 10, those of the split, in a random order."""
     every = itertools.permutations(range(1, 11), 4)
@@ -4626,7 +4635,7 @@ def _search_bm25(query: str, top: int = 20) -> list[str]:
     return [docs[i] for i in heapq.nsmallest(top, scores, key=lambda i: (-scores[i], i))]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _search_questions(split: str) -> list[tuple]:
     """Every (x, relation, y, relation, z) whose x belongs to the split, in a random order."""
     facts, found = _search_world()[1], []
@@ -4783,14 +4792,14 @@ def gym_class(gym: str) -> type[Env]:
 
 
 def make(gym: str, index: int = 0, split: str = "train", task: dict | None = None, user=None, **options) -> Env:
-    """An environment: the index-th task of the split ("train" and "test" share no content), or the given task.
+    """An environment: the index-th task of the split (no two of SPLITS share content), or the given task.
 
     options: those of every gym (see Env), and the gym's own (its `options` and `task_options`: travel has tier, wrong,
     noise, one_choice, ...).  Unknown gyms, splits and options raise ValueError in one line.
     """
     cls = gym_class(gym)
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}; choose train or test")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     shape = {name: options.pop(name) for name in cls.task_options if name in options}
     if task is None:
         task = cls.make_task(split, index, **shape)

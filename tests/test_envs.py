@@ -1,6 +1,8 @@
 """Envs: the parser is total, users understand and keep their secrets, shortcuts do not pay, splits are disjoint."""
+import itertools
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -101,9 +103,17 @@ def test_intent(message, kind):
 # ---------------------------------------------------------------------------------------------- every gym
 
 def content_of(gym: str, task: dict):
-    """What must not be in both splits; the other gyms: in their own files."""
-    if gym == "telepathy":
-        return task["target_entity"]
+    """What must not be in two splits."""
+    simple = {"telepathy": "target_entity", "persuade": "claim", "function": "test_case"}
+    if gym in simple:
+        return str(task[simple[gym]])
+    if gym == "turtle":
+        return (task["new_title"].split()[-1], *task["facts"].values())
+    if gym == "tau":
+        who, _, what = task["info"]["task"]["instruction"].partition(", zip")
+        return who, re.sub("#W[0-9]+", "", what.partition("this: ")[2])
+    if gym == "search":
+        return task["path"][0]
     if gym == "intention":
         return (task["category"], *sorted(detail["description"] for detail in task["missing_details"]))
     wishes = [wish for aspect in task["dimensions"] for wish in task[aspect]["preferences"]]
@@ -111,12 +121,32 @@ def content_of(gym: str, task: dict):
     return tuple(sorted((aspect, category, value) for aspect, category, value, _ in wishes))
 
 
-@pytest.mark.parametrize("gym", ("travel", "intention", "telepathy"))
-def test_train_and_test_share_no_content(gym):
-    make_task = envs.GYMS[gym].make_task
-    train = {content_of(gym, make_task("train", i)) for i in range(300)}
-    test = {content_of(gym, make_task("test", i)) for i in range(300)}
-    assert train and test and not train & test
+@pytest.mark.parametrize("gym", envs.GYMS)
+def test_no_two_splits_share_content(gym):
+    contents = {}
+    for split in envs.SPLITS:
+        tasks = [envs.GYMS[gym].make_task(split, i) for i in range(300)]
+        contents[split] = {content_of(gym, task) for task in tasks}
+        assert len(contents[split]) >= 16                       # as many as --val_tasks takes
+    for one, other in itertools.combinations(envs.SPLITS, 2):
+        assert not contents[one] & contents[other], (one, other)
+
+
+def test_the_rules_of_function_are_split_too():
+    rules = {}
+    for split in envs.SPLITS:
+        tasks = [envs.GYMS["function"].make_task(split, i) for i in range(500)]
+        rules[split] = {task["rule"] for task in tasks if task["operators"] > 1}
+    for one, other in itertools.combinations(envs.SPLITS, 2):
+        assert rules[one] and not rules[one] & rules[other]
+
+
+@pytest.mark.parametrize("content, split", [
+    ("o", "test"), ("c", "test"), ("i", "test"), ("b", "val"), ("k", "val"), ("a", "train"), ("d", "train"),
+    ("m", "train"), ("q", "train"), ("e", "train"), ("g", "train"), ("h", "train")])
+def test_splits_by_hand(content, split):
+    """The last digits of their CRC32 are 0 5 5, 1 1, 7 6 2 3 4 8 9: validation was cut from train, test stayed."""
+    assert [name for name in envs.SPLITS if envs.in_split(content, name)] == [split]
 
 
 @pytest.mark.parametrize("gym, split", [(gym, split) for gym in ("travel", "intention") for split in ("train", "test")])
@@ -127,10 +157,10 @@ def test_a_thousand_different_tasks(gym, split):
 
 
 def test_telepathy_has_as_many_tasks_as_things():
-    """Each of the 161 things is the target of one of the first tasks, 132 in train and 29 in test."""
+    """Each of the 161 things is the target of one of the first tasks, 113 in train, 19 in val and 29 in test."""
     make_task = envs.GYMS["telepathy"].make_task
-    assert len({make_task("train", i)["target_entity"] for i in range(132)}) == 132
-    assert len({make_task("test", i)["target_entity"] for i in range(29)}) == 29
+    for split, things in {"train": 113, "val": 19, "test": 29}.items():
+        assert len({make_task(split, i)["target_entity"] for i in range(things)}) == things
 
 
 @pytest.mark.parametrize("gym", envs.GYMS)
