@@ -1237,7 +1237,7 @@ interrupted = False                                                     # by Ctr
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
 LOGS = ("metrics.jsonl", "times.jsonl", "samples.jsonl")
-PHASES = ("", "sft", "rl")                                              # in their order; "": before the first step
+PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in their order; "": before the first step
 
 
 class Run:
@@ -1277,7 +1277,7 @@ class Run:
             self.write("config.json", {"command": self.command, **dataclasses.asdict(self.s)})
 
     def _rewind(self):
-        reached = PHASES.index(self.state["phase"]), self.state["step"]
+        reached = PHASES[self.state["phase"]], self.state["step"]
         for file in LOGS:
             if not (self.path / file).exists():
                 continue
@@ -1287,7 +1287,7 @@ class Run:
                     row = json.loads(line)
                 except ValueError:                                      # cut short by the kill
                     break
-                if (PHASES.index(row["phase"]), row["step"]) <= reached:
+                if (PHASES[row["phase"]], row["step"]) <= reached:
                     kept.append(line + "\n")
             self._replace(file, "".join(kept))
 

@@ -10,8 +10,8 @@
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, samples.jsonl (whole conversations with reward, credit and advantage of each turn),
-checkpoint/.  Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION,
-or a script that registers them and calls `main`.
+checkpoint/, best/ (--eval_every).  Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT,
+--model=MODULE:FUNCTION, or a script that registers them and calls `main`.
 
 On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
@@ -26,7 +26,7 @@ import random
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import grpo                             # before torch: it sets how torch's threads wait
@@ -77,13 +77,15 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
+    eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
+    val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                "aggregate": ("token", "sequence", "constant")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
-             "max_turns": 1}
+             "max_turns": 1, "val_tasks": 1}
     ALSO = {"gym": "gyms"}
 
     def check(self) -> None:
@@ -103,6 +105,11 @@ class Settings(grpo.RunSettings):
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
         if not trained(self):
             raise ValueError("--hold_out leaves no gym to train in")
+        for gym in trained(self) if self.eval_every else []:
+            try:
+                make_env(self, gym, 0, "val", None)
+            except Exception as error:                                  # whatever a gym of yours says to a third split
+                raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
 
 
 # ---------------------------------------------------------------------------------------------- tasks and users
@@ -280,8 +287,8 @@ def userbench(episodes: list[dict]) -> dict[str, dict]:
     return table
 
 
-def evaluate(s: Settings, policy, user, tasks: int) -> dict:
-    """Play `tasks` held-out tasks a gym, each `samples` times.  policy: a grpo.Engine, or "expert".
+def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
+    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, or "expert".
 
     Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
     If it could not be played to its end, "failed" says why, and there are no numbers.
@@ -289,7 +296,7 @@ def evaluate(s: Settings, policy, user, tasks: int) -> dict:
     every = itertools.product(gym_names(s), range(tasks), range(s.samples))
     mine, failed = [], ""
     try:
-        mine = played(s, policy, user, list(every)[grpo.rank()::grpo.world()])
+        mine = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
     except (envs.UserError, OSError) as error:                          # all processes must hear of it
         failed = grpo.reason(error)
     everyone = grpo.gather([mine, failed])
@@ -303,9 +310,9 @@ def evaluate(s: Settings, policy, user, tasks: int) -> dict:
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {})
 
 
-def played(s: Settings, policy, user, tasks: list[tuple]) -> list[tuple[str, dict]]:
+def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> list[tuple[str, dict]]:
     """(gym, what is kept of an episode, as JSON) for each (gym, index, sample)."""
-    todo = [make_env(s, gym, index, "test", user) for gym, index, _ in tasks]
+    todo = [make_env(s, gym, index, split, user) for gym, index, _ in tasks]
     if policy == "expert":
         outcomes = [expert_episode(env) for env in todo]
     else:
@@ -514,14 +521,19 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
             "turns": mean([turns for *_, turns in everyone]) or 0.0}
 
 
-def step_line(row: dict, counts: dict) -> str:
-    """A step's row as a line of an instrument; kl old: sampler against policy, kl ref: to the reference."""
+def per_gym(row: dict) -> str:
+    """What each gym earned, in one glance: "trav 0.03 turt    - func 0.12"."""
     earned = []
     for gym in envs.GYMS:
         if gym in row:
             earned.append(f"{gym[:4]} " + ("   -" if row[gym] is None else f"{row[gym]:4.2f}"))
+    return " ".join(earned)
+
+
+def step_line(row: dict, counts: dict) -> str:
+    """A step's row as a line of an instrument; kl old: sampler against policy, kl ref: to the reference."""
     ref = f" kl ref {row['kl_ref']:7.1e}" if "kl_ref" in row else ""
-    line = (f"return {row['return']:6.3f} ({' '.join(earned)}) | dead {100 * row['dead']:3.0f}% "
+    line = (f"return {row['return']:6.3f} ({per_gym(row)}) | dead {100 * row['dead']:3.0f}% "
             f"cut {100 * row['truncated']:3.0f}% turns {row['turns']:4.1f} | kl old {row.get('kl', 0):7.1e}{ref} "
             f"clip {row.get('clip_frac', 0):4.2f} grad {row.get('grad_norm', 0):5.2f} ent {row.get('entropy', 0):4.2f}")
     if counts["user_error"]:
@@ -529,11 +541,31 @@ def step_line(row: dict, counts: dict) -> str:
     return line
 
 
+def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
+    """Play validation tasks of the trained gyms, log what they earn, and keep the policy in best/ if it is the best.
+
+    val: what this returned the time before, {} at first: {"best": macro return, "step": its step, "last": the latest}.
+    """
+    s, began = run.s, time.time()
+    result = evaluate(replace(s, gyms=",".join(trained(s)), samples=1), run.engine, user, s.val_tasks, "val")
+    row = {**result["macro"], **{gym: numbers["return"] for gym, numbers in result["gyms"].items()}}
+    run.log_step("val", step, row, began, {})
+    val, note = {**val, "last": row["return"]}, f" | not measured: {result['failed']}" if "failed" in result else ""
+    if row["return"] is not None and row["return"] > val.get("best", -math.inf):
+        val, note = {**val, "best": row["return"], "step": step}, " | the best so far"
+        if run.writes:
+            grpo.save_checkpoint(run.path / "best", run.model, run.tokenizer, state={"phase": "val", **val})
+    print(f"val {step:3d}/{s.steps} | return {shown(row)} ({per_gym(row)}) on validation tasks{note}", flush=True)
+    return val
+
+
 def train_rl(run: grpo.Run, user, first: int) -> None:
-    """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps."""
+    """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps; now and then validate."""
     s, start = run.s, time.time()
     reference = grpo.reference_policy(run) if s.kl else None
-    mixture = run.state.get("mixture", {})
+    mixture, val = run.state.get("mixture", {}), run.state.get("val", {})
+    if s.eval_every and not first:
+        val = validate(run, user, 0, val)
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, signals, counts = collect(s, run.engine, user, mixture, times)
@@ -548,7 +580,9 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
               f"{left} left", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             show_sample(run, step, talks[step % len(talks)], advantages[step % len(talks)])
-        run.finish_step(step, s.steps, "rl", mixture=mixture)
+        if s.eval_every and (step % s.eval_every == 0 or step == s.steps):
+            val = validate(run, user, step, val)
+        run.finish_step(step, s.steps, "rl", mixture=mixture, val=val)
 
 
 def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None:
@@ -623,6 +657,10 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
               f"    python userrl.py {command} --name={run.path.name} --resume=True")
         raise
     print_table(run.evals)
+    if "best" in (val := run.state.get("val", {})):
+        last = "-" if val["last"] is None else f"{val['last']:.3f}"
+        print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
+              f"{last};\nit is in {run.path}/best, the table shows the last")
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}")
 

@@ -1,7 +1,6 @@
 """The command line as its users meet it: it learns, resumes bit for bit, repeats itself, and survives bad input."""
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -94,6 +93,69 @@ def test_evaluation_does_not_move_the_training_stream(echo):
     assert metrics("a") == metrics("b")
 
 
+def test_validation_does_not_move_the_training_stream(echo):
+    """Off by default; a curve over the trained gyms, before the first step, every second one, and after the last."""
+    assert userrl.main(["demo", "--name=a", *LIVE]) == 0
+    assert userrl.main(["demo", "--name=b", *LIVE, "--eval_every=2", "--val_tasks=2"]) == 0
+    assert [row for row in rows("b") if row["phase"] != "val"] == rows("a")
+    curve = [row for row in rows("b") if row["phase"] == "val"]
+    assert [row["step"] for row in curve] == [0, 2, 4, 5]
+    for row in curve:
+        assert row["return"] == pytest.approx((row["echo"] + row["intention"]) / 2)
+    assert len({row["echo"] for row in curve}) > 1
+    assert evals("a") == evals("b") and not Path("runs/a/best").exists()
+
+
+def test_the_best_policy_of_the_validations_is_kept(echo, capsys, monkeypatch):
+    """Not the last, which the table shows; and of two that are equally good the earlier."""
+    real, finish, weights = userrl.evaluate, grpo.Run.finish_step, {}
+    earned = iter([0.5, 0.25, 0.75, 0.75, None, 0.5])           # before the first step, and after each of five
+
+    def evaluate(s, policy, user, tasks, split="test"):
+        if split == "val":
+            return {"gyms": {}, "macro": {"return": next(earned), "ci95": 0.125}}
+        return real(s, policy, user, tasks, split)
+
+    def finish_step(run, step, last, phase, **state):
+        weights[phase, step] = run.model.state_dict()["model.norm.weight"].tolist()
+        finish(run, step, last, phase, **state)
+    monkeypatch.setattr(userrl, "evaluate", evaluate)
+    monkeypatch.setattr(grpo.Run, "finish_step", finish_step)
+    assert userrl.main(["demo", "--name=a", *LIVE, "--eval_every=1"]) == 0
+    model, _, _, state = grpo.load_checkpoint("runs/a/best")
+    assert model.state_dict()["model.norm.weight"].tolist() == weights["rl", 2] != weights["rl", 3]
+    assert state == {"phase": "val", "step": 2, "best": 0.75, "last": 0.75}
+    out = capsys.readouterr().out
+    assert "val   2/5 | return 0.750 ± 0.125 () on validation tasks | the best so far\n" in out
+    assert "val   3/5 | return 0.750 ± 0.125 () on validation tasks\n" in out
+    assert "the policy of RL step 2 was best: 0.750, the last one 0.500;\nit is in runs/a/best" in out
+
+
+TWO_SPLITS = """
+import envs
+TASKS = {"train": [{"id": "a"}], "test": [{"id": "b"}]}
+
+class Two(envs.Env):
+    name, choices, system_prompt = "two", ("action",), "Say anything."
+
+    def start(self):
+        return "Hello."
+
+    @staticmethod
+    def make_task(split, index):
+        return TASKS[split][0]
+"""
+
+
+def test_a_gym_without_validation_tasks_is_one_clear_line(here, capsys):
+    Path("two_splits.py").write_text(TWO_SPLITS)
+    assert userrl.main(["demo", *SMALL, "--gyms=two_splits:Two", "--eval_every=5"]) == 2
+    err = capsys.readouterr().err
+    assert err == "userrl.py: --eval_every: two has no validation tasks: KeyError('val')\n"
+    assert not Path("runs").exists()
+    userrl.Settings(gyms="two", hold_out="").check()            # off, nobody asks for them
+
+
 # The first process kills itself as soon as it has logged so many steps.
 CUT = """
 import os, signal, sys
@@ -113,13 +175,16 @@ sys.exit(userrl.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("workers", (1, 2))
-def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(echo, two, workers):
-    """kill -9 between checkpoints: the half-written tail is dropped, the same steps come again, bit for bit."""
-    small = [*LIVE, f"--workers={workers}"]
+@pytest.mark.parametrize("workers, at", ((1, "12"), (2, "9")))
+def test_killed_and_resumed_it_writes_the_same_metrics(echo, two, workers, at):
+    """kill -9 between checkpoints: the half-written tail is dropped, the same steps come again, bit for bit.
+
+    Rows 1 to 6 are SFT's, 7 the first validation, 10 that after RL step 2, where a checkpoint is due: 9 goes on from
+    SFT, 12 from there.
+    """
+    small = [*LIVE, f"--workers={workers}", "--eval_every=2", "--val_tasks=2"]
     assert two("userrl.py", ["demo", "--name=whole", *small]) == 0
     Path("cut.py").write_text(CUT)
-    at = str(random.Random(0).randint(3, 10))                   # of the eleven steps
     command = [sys.executable, "cut.py", at, "demo", "--name=cut", *small]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, stdout=subprocess.DEVNULL, env=env, timeout=90)
@@ -130,6 +195,8 @@ def test_killed_at_a_random_step_and_resumed_it_writes_the_same_metrics(echo, tw
     assert two("userrl.py", ["demo", "--name=cut", "--resume=True"]) == 0
     assert metrics("cut") == metrics("whole")
     assert evals("cut") == evals("whole")
+    for file in ("trainer.json", "model.safetensors"):
+        assert Path("runs/cut/best", file).read_bytes() == Path("runs/whole/best", file).read_bytes()
     # two processes had one thread each, and left the next run alone with one: other last bits
     assert torch.get_num_threads() == grpo.THREADS
 
@@ -211,6 +278,8 @@ BAD = """
     demo --echo=-0.1 | --echo must be at least 0, not -0.1
     sft --sft_echo=-1 | --sft_echo must be at least 0, not -1.0
     demo --workers=0 | workers
+    demo --eval_every=-1 | --eval_every must be at least 0
+    demo --eval_every=2 --val_tasks=0 | --val_tasks must be at least 1
     demo --reading=1 | reading
     demo --facts=0 | facts
     demo --user_noise=7 | user_noise
