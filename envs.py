@@ -532,7 +532,8 @@ class Env:
     simply asks `self.user`.
 
     history: [(role, text)] of everything a player may see.  hidden: what only logs may see.  solved: the gym sets it
-    when all was achieved.
+    when all was achieved.  ended: "" while the conversation goes on, then "done", "left" (by the user, whose patience
+    was gone) or "truncated".
 
     An episode ends where a gym says so, on [finish] (reward 0), when the user's patience is gone, or after `max_turns`
     turns (truncated).  A format error costs a turn and pays 0; under classic it ends the episode.
@@ -606,7 +607,8 @@ class Env:
         self.rng = random.Random(f"{self.seed}/{self.name}")
         drawn = draw_persona(self.rng, f"{self.seed}/{self.name}")      # always: the same episode under any persona
         self.persona = (options or {}).get("persona") or self.style or drawn
-        self.solved = self.done = False
+        self.solved = self.done = self.fed_up = False
+        self.ended = ""
         self.turns = self.unpaid = 0                                    # unpaid: turns in a row that earned nothing
         self.answers_left = self.max_answers if self.max_answers and not self.classic else math.inf
         self.bears(2 if self.persona == "impatient" else 3)
@@ -621,7 +623,7 @@ class Env:
         if self.done:
             return "This conversation is over.", 0.0, True, False, self._info()
         self.turns += 1
-        self.hidden["thought"] = ""
+        self.hidden["thought"], self.fed_up = "", False
         act = self.read(action)
         if act.kind == "error":                                         # costs a turn; as released it ended the episode
             text, reward, done = act.text, 0.0, self.classic
@@ -632,9 +634,11 @@ class Env:
             text, reward, done = (yield from result) if hasattr(result, "send") else result
         self.unpaid = 0 if reward > 0 else self.unpaid + 1
         if self.leaves_after and self.unpaid >= self.leaves_after and not done:
-            text, done = text + " I have had enough. Goodbye.", True
+            text, done, self.fed_up = text + " I have had enough. Goodbye.", True, True
         truncated = not done and self.turns >= self.max_turns
         self.done = done or truncated
+        if self.done:
+            self.ended = "truncated" if truncated else "left" if self.fed_up else "done"
         self.history += [("agent", action), ("user", text)]
         return text, float(reward), done, truncated, self._info()
 
@@ -693,7 +697,8 @@ class Env:
     def tire(self, by: float = 1) -> bool:
         """A message led nowhere.  True if that was too much: then the user goes."""
         self.patience -= by
-        return self.patience <= 0
+        self.fed_up = self.patience <= 0
+        return self.fed_up
 
     def calm(self) -> None:
         """A message got somewhere, and the user is as patient as in the beginning."""

@@ -203,6 +203,22 @@ def reference_text(s: Settings, index: int, lines: int) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- evaluation
 
+# Why a conversation ended: what the files say of it, and the table.
+ENDINGS = {"done": "done", "truncated": "turn limit", "length": "context full", "left": "user left",
+           "user_error": "user error"}
+
+
+def ending(env: envs.Env, status: str) -> str:
+    """Why a conversation ended, one of ENDINGS, from its rollout's status: the env knows whether the user left."""
+    return "left" if status == "done" and env.ended == "left" else status
+
+
+def counted(endings) -> dict[str, int]:
+    """How many conversations ended in each way."""
+    endings = list(endings)
+    return {how: endings.count(how) for how in ENDINGS}
+
+
 def average(values) -> float | None:
     """Mean of some numbers; None if there are none, or one of them is None."""
     values = list(values)
@@ -218,9 +234,9 @@ def interval(values: list[float]) -> dict:
 def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
     """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages.
 
-    gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": str, "error": str, "metrics": {…}}
-    an episode.  Episodes whose user failed are counted, not scored; where a gym has no other, its numbers and the
-    averages are None.  Intervals are over tasks: samples of one are averaged.
+    gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str,
+    "metrics": {…}} an episode.  Episodes whose user failed are counted, not scored; where a gym has no other, its
+    numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
     """
     table = {gym: gym_summary(episodes, samples) for gym, episodes in gym_episodes.items()}
     gyms = list(table.values())
@@ -245,7 +261,8 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
            "turns": average(len(e["rewards"]) for e in scored),
            "effective_turns": average(rewards.effective_turns(e["rewards"]) for e in scored),
            "time_weighted": average(rewards.time_weighted(e["rewards"]) for e in scored),
-           "n": len(tasks), "user_errors": len(errors), "returns": returns}
+           "n": len(tasks), "ended": counted(e["status"] for e in episodes), "user_errors": len(errors),
+           "returns": returns}
     if errors:
         row["user_error"] = errors[0]
     if samples > 1:
@@ -322,7 +339,8 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> list[tu
         outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in talks]
     kept = []
     for env, (earned, status, error) in zip(todo, outcomes):
-        row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": status, "error": error}
+        row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": ending(env, status),
+               "error": error}
         if env.name == "travel" and status != "user_error":
             row |= {"tier": env.task["tier"], "metrics": env.metrics()}
         kept.append((env.name, row))
@@ -332,13 +350,19 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> list[tu
 def expert_episode(env: envs.Env) -> tuple[list[float], str, str]:
     """Rewards, status and error of an episode of the scripted expert."""
     try:
-        return envs.play(env, envs.expert), "done", ""
+        return envs.play(env, envs.expert), env.ended or "done", ""
     except (envs.UserError, OSError) as error:
         return [], "user_error", f"{type(error).__name__}: {grpo.reason(error)}"
 
 
 def shown(x: dict) -> str:
     return "-" if x["return"] is None else f"{x['return']:.3f} ± {x['ci95']:.3f}"
+
+
+def percent(ended: dict[str, int], how: str) -> str:
+    """Share of the conversations that ended so."""
+    every = sum(ended.values())
+    return f"{100 * ended[how] / every:.0f} %" if every else "-"
 
 
 def short(name: str, width: int = 16) -> str:
@@ -361,6 +385,10 @@ def print_table(columns: dict[str, dict]) -> None:
         line(f"{kind} average", [shown(c[kind]) for c in several])
     solved = [average(row["success"] for row in c["gyms"].values()) for c in several]
     line("tasks solved", ["-" if share is None else f"{100 * share:.0f} %" for share in solved])
+    ended = [{how: sum(row["ended"][how] for row in c["gyms"].values()) for how in ENDINGS} for c in several]
+    for how, words in ENDINGS.items():
+        if how != "done" and any(counts[how] for counts in ended):
+            line(f"ended: {words}", [percent(counts, how) for counts in ended])
     print(f"({several[-1]['user']}; ± is half a 95 % interval over the tasks)")
     for name, column in columns.items():
         if "failed" in column:
@@ -442,7 +470,7 @@ def roll(s: Settings, engine, user, tasks: list[tuple[str, int]], times: dict) -
     talks = grpo.rollout(engine, todo, groups=groups, seeds=seeds, temperature=s.temperature,
                          max_new_tokens=s.max_new_tokens, clock=times)
     for talk, env in zip(talks, todo):
-        talk.gym = env.name
+        talk.gym, talk.status = env.name, ending(env, talk.status)
     return talks
 
 
@@ -451,13 +479,14 @@ def collect(s: Settings, engine, user, mixture: dict, times: dict):
 
     Trajectories whose user failed are left out: that was not a wrong move.  Groups without a signal (every
     advantage 0) are counted and not trained on; with --resample, other tasks are drawn in their place.  The counts
-    are of all processes, and with them the first reason of a user that failed.
+    are of all processes: groups, dead ones, how the conversations ended, the first reason of a user that failed.
     """
-    talks, broken, groups, alive = [], [], 0, 0
+    talks, endings, broken, groups, alive = [], [], [], 0, 0
     for _ in range(1 + s.resample):
         tasks = deal(s, mixture, s.tasks - alive)
         groups += len(tasks)
         for talk in roll(s, engine, user, tasks, times):
+            endings.append(talk.status)
             if talk.status == "user_error":
                 broken.append(talk.error)
             elif talk.turn_rewards:
@@ -470,7 +499,8 @@ def collect(s: Settings, engine, user, mixture: dict, times: dict):
         if alive == s.tasks:
             break
     errors = list(itertools.chain(*grpo.gather(broken)))
-    counts = {"groups": groups, "dead": groups - alive, "user_error": len(errors), "reason": (errors or [""])[0]}
+    ended = counted(itertools.chain(*grpo.gather(endings)))
+    counts = {"groups": groups, "dead": groups - alive, "ended": ended, "reason": (errors or [""])[0]}
     return talks, advantages, signals, counts
 
 
@@ -508,7 +538,7 @@ def remember_spread(mixture: dict, talks) -> None:
 
 def step_row(s: Settings, talks, counts: dict) -> dict:
     """What a step's rollouts earned, over all processes; None for a gym without a task in it."""
-    mine = [(t.gym, sum(t.turn_rewards), t.status, len(t.turn_rewards)) for t in talks]
+    mine = [(t.gym, sum(t.turn_rewards), len(t.turn_rewards)) for t in talks]
     everyone = list(itertools.chain(*grpo.gather(mine)))
 
     def mean(values):
@@ -516,8 +546,7 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
     per_gym = {gym: mean([earned for name, earned, *_ in everyone if name == gym])
                for gym in gym_names(s) if gym not in listed(s.hold_out)}
     return {"return": mean([earned for _, earned, *_ in everyone]) or 0.0, **per_gym,
-            "dead": counts["dead"] / counts["groups"], "user_error": counts["user_error"],
-            "truncated": mean([status in ("truncated", "length") for *_, status, _ in everyone]) or 0.0,
+            "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
             "turns": mean([turns for *_, turns in everyone]) or 0.0}
 
 
@@ -533,11 +562,15 @@ def per_gym(row: dict) -> str:
 def step_line(row: dict, counts: dict) -> str:
     """A step's row as a line of an instrument; kl old: sampler against policy, kl ref: to the reference."""
     ref = f" kl ref {row['kl_ref']:7.1e}" if "kl_ref" in row else ""
-    line = (f"return {row['return']:6.3f} ({per_gym(row)}) | dead {100 * row['dead']:3.0f}% "
-            f"cut {100 * row['truncated']:3.0f}% turns {row['turns']:4.1f} | kl old {row.get('kl', 0):7.1e}{ref} "
+    ended = ""
+    for how in ("truncated", "length", "left"):
+        if row["ended"][how]:
+            ended += f", {ENDINGS[how]} {percent(row['ended'], how)}"
+    line = (f"return {row['return']:6.3f} ({per_gym(row)}) | dead {100 * row['dead']:3.0f} % "
+            f"turns {row['turns']:4.1f}{ended} | kl old {row.get('kl', 0):7.1e}{ref} "
             f"clip {row.get('clip_frac', 0):4.2f} grad {row.get('grad_norm', 0):5.2f} ent {row.get('entropy', 0):4.2f}")
-    if counts["user_error"]:
-        line += f" | the user failed {counts['user_error']} times: {counts['reason']}"
+    if failed := row["ended"]["user_error"]:
+        line += f" | the user failed {failed} times: {counts['reason']}"
     return line
 
 

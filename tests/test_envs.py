@@ -237,6 +237,37 @@ def test_patience_runs_out_and_personas_speak():
     assert polite.reset()[0] == plain.reset()[0]                # the same episode, told in another voice
 
 
+def ended_after(env, *actions) -> list[str]:
+    env.reset()
+    seen = [env.ended]
+    for action in actions:
+        env.step(action)
+        seen.append(env.ended)
+    return seen
+
+
+def test_why_an_episode_ended():
+    """The user who left looked like any that was done."""
+    big, bird = "[action] Is it big?", "[action] What is your favourite bird?"
+    assert ended_after(make("telepathy", 0), big, "[finish]") == ["", "", "done"]
+    assert ended_after(make("telepathy", 0, max_turns=2), big, big) == ["", "", "truncated"]
+    assert ended_after(make("telepathy", 0, patience=2), big, big) == ["", "", "left"]
+    # by a gym's own rules, but not under classic ones; a user who left once does not leave again
+    env = make("intention", task=PARTY, persona="plain")
+    assert ended_after(env, bird, bird, bird) == ["", "", "", "left"]
+    assert ended_after(env, bird, "[finish]") == ["", "", "done"]
+    assert ended_after(make("intention", task=PARTY, classic=True), bird, bird, bird, bird)[-1] == ""
+
+
+def test_a_user_who_has_had_enough_has_not_left_yet():
+    """travel's user answers no more questions then, but takes answers: the end is not their leaving."""
+    env = make("travel", 0)
+    env.reset()
+    env.patience = 0
+    assert not env.step("[action] What is the weather like?")[2]
+    assert env.step("[finish]")[2] and env.ended == "done"
+
+
 def test_a_malformed_turn_costs_a_turn_and_under_classic_the_episode():
     for classic in (False, True):
         env = make("telepathy", 0, classic=classic)

@@ -393,11 +393,14 @@ def test_summary_by_hand():
     """Two gyms, three episodes: macro averages the gyms, micro the episodes; a failed user is counted, not scored."""
     out = userrl.summarise({
         "a": [episode(0, 1, 0, task="1", solved=True), episode(0, 0, task="2")],
-        "b": [episode(2, task="3"), episode(9, task="4", status="user_error", error="server down")]}, "u")
+        "b": [episode(2, task="3", status="left"),
+              episode(9, task="4", status="user_error", error="server down")]}, "u")
     a, b = out["gyms"]["a"], out["gyms"]["b"]
     assert (a["return"], a["success"], a["turns"], a["n"]) == (0.5, 0.5, 2.5, 2)
     assert (a["effective_turns"], a["time_weighted"]) == (1.0, 0.25)
     assert (b["return"], b["n"], b["user_errors"], b["user_error"]) == (2, 1, 1, "server down")
+    assert a["ended"] == {"done": 2, "truncated": 0, "length": 0, "left": 0, "user_error": 0}
+    assert b["ended"] == {"done": 0, "truncated": 0, "length": 0, "left": 1, "user_error": 1}
     assert out["macro"]["return"] == 1.25 and out["micro"]["return"] == 1.0
     assert a["ci95"] == rewards.mean_ci([1, 0])[1] and "user_error" not in a
 
@@ -411,7 +414,32 @@ def test_a_gym_whose_user_always_failed_has_no_numbers(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("  a long …a policy") and lines[2].split()[:3] == ["a", "(1", "tasks)"]
     assert [line.split()[-1] for line in lines[3:7]] == ["-"] * 4       # b, macro, micro, solved
+    assert lines[7].startswith("ended: user error") and lines[7].endswith("  33 %")
     assert lines[-1] == "a long name of a policy, b: 1 episodes left out, their user failed: server down"
+
+
+def test_why_conversations_ended():
+    """A user who left counted as a conversation that was done."""
+    model, tokenizer = grpo.tiny_policy(["a b c"], vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8)
+
+    def endings(context=1000, **settings):
+        s = userrl.Settings(gyms="telepathy", hold_out="", max_new_tokens=4, **settings)
+        engine = grpo.Engine(model, tokenizer, rows=8, max_len=context)
+        table = userrl.evaluate(s, engine, None, 2)["gyms"]["telepathy"]["ended"]
+        return {how: n for how, n in table.items() if n}
+    assert endings(max_turns=3) == {"truncated": 2}
+    assert endings(patience=2) == {"left": 2}
+    assert endings(max_turns=30, context=400) == {"length": 2}
+
+
+def test_a_step_line_tells_what_did_not_end_well():
+    row = {"return": 0.5, "dead": 0.25, "turns": 3.0,
+           "ended": {"done": 5, "truncated": 2, "length": 0, "left": 1, "user_error": 0}}
+    line = userrl.step_line(row, {"reason": ""})
+    assert "dead  25 % turns  3.0, turn limit 25 %, user left 12 % | kl old" in line and "failed" not in line
+    row["ended"] = userrl.counted(["done", "done", "user_error"])
+    line = userrl.step_line(row, {"reason": "no line"})
+    assert "turns  3.0 | kl old" in line and line.endswith(" | the user failed 1 times: no line")
 
 
 def test_userbench_pools_its_attempts():
@@ -457,7 +485,7 @@ def test_a_user_that_fails_is_seen_and_costs_no_table(echo, capsys):
     assert userrl.main(["demo", *small]) == 0
     out = capsys.readouterr().out
     assert [f"the user failed {n} times: UserError: the line is dead" in out for n in (0, 12)] == [False, True]
-    assert [row["user_error"] for row in rows("a")[6:]] == [0, 12, 12, 12, 12]
+    assert [row["ended"]["user_error"] for row in rows("a")[6:]] == [0, 12, 12, 12, 12]
     assert "expert, echo: 3 episodes left out, their user failed: UserError: the line is dead" in out
     assert evals("a")["expert"]["gyms"]["echo"]["user_error"] == "UserError: the line is dead"
 
