@@ -9,9 +9,10 @@
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
-(seconds, memory), eval.json, samples.jsonl (whole conversations with reward, credit and advantage of each turn),
-checkpoint/, best/ (--eval_every).  Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT,
---model=MODULE:FUNCTION, or a script that registers them and calls `main`.
+(seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
+(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every).
+Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
+that registers them and calls `main`.
 
 On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
@@ -304,53 +305,61 @@ def userbench(episodes: list[dict]) -> dict[str, dict]:
     return table
 
 
+SCRIPTED = ("expert", "demonstrator")          # policies without a model; the second errs as often as --slip says
+
+
 def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
-    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, or "expert".
+    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, "expert", or "demonstrator".
 
     Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
-    If it could not be played to its end, "failed" says why, and there are no numbers.
+    If it could not be played to its end, "failed" says why, and there are no numbers.  "talks" has, per gym, the
+    conversation on its first task: {"history": [[role, text], …], "rewards": […], "status": one of ENDINGS}.
     """
     every = itertools.product(gym_names(s), range(tasks), range(s.samples))
-    mine, failed = [], ""
+    mine, talks, failed = [], {}, ""
     try:
-        mine = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
+        mine, talks = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
     except (envs.UserError, OSError) as error:                          # all processes must hear of it
         failed = grpo.reason(error)
-    everyone = grpo.gather([mine, failed])
-    failed = max(why for _, why in everyone)
+    everyone = grpo.gather([mine, talks, failed])
+    failed = max(why for *_, why in everyone)
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for theirs, _ in everyone if not failed else []:
+    for theirs, first, _ in everyone if not failed else []:
+        talks |= first
         for gym, episode in theirs:
             episodes[gym].append(episode)
     who = (f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
            f"patience {s.patience or 'endless'}")
-    return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {})
+    return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
-def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> list[tuple[str, dict]]:
-    """(gym, what is kept of an episode, as JSON) for each (gym, index, sample)."""
+def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[list[tuple[str, dict]], dict]:
+    """(gym, what is kept of an episode, as JSON) for each (gym, index, sample); the talks of `evaluate`."""
     todo = [make_env(s, gym, index, split, user) for gym, index, _ in tasks]
-    if policy == "expert":
-        outcomes = [expert_episode(env) for env in todo]
+    if policy in SCRIPTED:
+        act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
+        outcomes = [scripted_episode(env, act) for env in todo]
     else:
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
-        talks = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
+        rollouts = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
                              greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
-        outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in talks]
-    kept = []
-    for env, (earned, status, error) in zip(todo, outcomes):
+        outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in rollouts]
+    kept, talks = [], {}
+    for env, (_, index, again), (earned, status, error) in zip(todo, tasks, outcomes):
         row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": ending(env, status),
                "error": error}
         if env.name == "travel" and status != "user_error":
             row |= {"tier": env.task["tier"], "metrics": env.metrics()}
         kept.append((env.name, row))
-    return kept
+        if index == again == 0:
+            talks[env.name] = {"history": env.history, "rewards": earned, "status": row["status"]}
+    return kept, talks
 
 
-def expert_episode(env: envs.Env) -> tuple[list[float], str, str]:
-    """Rewards, status and error of an episode of the scripted expert."""
+def scripted_episode(env: envs.Env, act) -> tuple[list[float], str, str]:
+    """Rewards, status and error of an episode of act(env) -> action."""
     try:
-        return envs.play(env, envs.expert), env.ended or "done", ""
+        return envs.play(env, act), env.ended or "done", ""
     except (envs.UserError, OSError) as error:
         return [], "user_error", f"{type(error).__name__}: {grpo.reason(error)}"
 
@@ -627,16 +636,45 @@ def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None
         "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
         "advantages": advantages, "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
-    earned = zip(talk.turn_rewards, advantages)
-    for message in talk.messages[1:]:
-        text, *more = message["content"].split("\n")
-        text = (text + (f" … (+{len(more)} lines)" if more else ""))[:88]
-        numbers = next(earned, None) if message["role"] == "assistant" else None
-        if numbers:
-            print("   | agent {:88} {:5.2f} {:+6.2f}".format(text, *numbers))
-        else:
-            print(f"   | user  {text}")
+    history = [("agent" if m["role"] == "assistant" else "user", m["content"]) for m in talk.messages[1:]]
+    earned = [f"{reward:5.2f} {advantage:+6.2f}" for reward, advantage in zip(talk.turn_rewards, advantages)]
+    for line in talk_lines(history, earned):
+        print(f"   | {line}")
     print("   '--", flush=True)
+
+
+def talk_lines(history, notes: list[str], width: int = 88) -> list[str]:
+    """A conversation, a line a message, its text cut to `width`; beside each turn of the agent one of the notes."""
+    lines, notes = [], iter(notes)
+    for role, text in history:
+        text, *more = text.split("\n")
+        text = (text + (f" … (+{len(more)} lines)" if more else ""))[:width]
+        note = next(notes, "") if role == "agent" else ""
+        lines.append(f"{role:5} {text:{width}} {note}".rstrip())
+    return lines
+
+
+def before_and_after(run: grpo.Run) -> None:
+    """Print one held-out task as it went before RL and after: the first one of the gym in which RL gained most."""
+    columns, talks = list(run.evals), run.read("talks.json", {})
+    if "RL" not in columns:
+        return
+    names, gain = (columns[columns.index("RL") - 1], "RL"), {}
+    for gym, row in run.evals["RL"]["gyms"].items():
+        returns = [run.evals[name]["gyms"][gym]["return"] for name in names]
+        if None not in returns and all(gym in talks.get(name, {}) for name in names):
+            gain[gym] = returns[1] - returns[0]
+    if not gain:
+        return
+    gym = max(gain, key=gain.get)
+    print(f"\nRL gained most in {gym} ({gain[gym]:+.3f} a task). First held-out task, before and after, with rewards:")
+    for name in names:
+        talk = talks[name][gym]
+        lines = talk_lines(talk["history"], [f"{reward:5.2f}" for reward in talk["rewards"]], 84)
+        if len(lines) > 13:
+            lines[7:-5] = [f"… {len(lines) - 12} more lines"]
+        print(f"{name}: return {sum(talk['rewards']):.2f}, ended: {ENDINGS[talk['status']]}")
+        print("\n".join(f"  {line}" for line in lines), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -646,7 +684,12 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
     tasks = run.s.eval_tasks
     if label == "untrained":                                            # it rambles to every limit
         tasks = math.ceil(tasks / 8)
-    result = run.evaluate(label, lambda: evaluate(run.s, policy, user, tasks))
+
+    def take():
+        result = evaluate(run.s, policy, user, tasks)
+        run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
+        return result
+    result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
     print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
     spoken, replaced = grpo.summed([getattr(user, "spoken", 0), getattr(user, "replaced", 0)])
@@ -674,13 +717,15 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
         tell("untrained" if s.model == "tiny" else "start")
     teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
     grpo.run_phases(run, phases, teach, tell)
+    if "sft" in phases:
+        measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
     measure(run, "expert", user, "expert")
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
-    if s.model == "expert":
-        raise ValueError("--model=expert is for eval only")
+    if s.model in SCRIPTED:
+        raise ValueError(f"--model={s.model} is for eval only")
     began = time.time()
     run = grpo.Run(s, command)
     try:
@@ -694,6 +739,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         last = "-" if val["last"] is None else f"{val['last']:.3f}"
         print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
               f"{last};\nit is in {run.path}/best, the table shows the last")
+    before_and_after(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}")
 
@@ -716,14 +762,14 @@ def train(s: Settings) -> None:
 
 
 def eval_(s: Settings) -> None:
-    """Evaluate a checkpoint, or the scripted expert, on held-out tasks."""
+    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
     if s.model == "tiny":
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
     run = grpo.Run(s, "eval")
-    user, policy = make_user(s), "expert"
-    if s.model != "expert":
+    user, policy = make_user(s), s.model
+    if policy not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
     run.begin()

@@ -66,7 +66,10 @@ def test_demo_end_to_end(here, capsys):
     out = capsys.readouterr().out
     assert "macro average" in out and "untrained" in out and "expert" in out
     table = evals("a")
-    assert list(table) == ["untrained", "SFT", "RL", "expert"]
+    assert list(table) == ["untrained", "SFT", "RL", "demonstrator", "expert"]
+    assert list(json.loads(Path("runs/a/talks.json").read_text())) == list(table)
+    assert table["demonstrator"]["macro"]["return"] < table["expert"]["macro"]["return"]
+    assert out.index("\nRL gained most in ") < out.index("\nSFT: return ") < out.index("\nRL: return ")
     for row in table.values():
         for gym in envs.GYMS:
             keys = {"return", "ci95", "success", "turns", "effective_turns", "time_weighted", "n"}
@@ -195,8 +198,8 @@ def test_killed_and_resumed_it_writes_the_same_metrics(echo, two, workers, at):
     assert two("userrl.py", ["demo", "--name=cut", "--resume=True"]) == 0
     assert metrics("cut") == metrics("whole")
     assert evals("cut") == evals("whole")
-    for file in ("trainer.json", "model.safetensors"):
-        assert Path("runs/cut/best", file).read_bytes() == Path("runs/whole/best", file).read_bytes()
+    for file in ("talks.json", "best/trainer.json", "best/model.safetensors"):
+        assert Path("runs/cut", file).read_bytes() == Path("runs/whole", file).read_bytes()
     # two processes had one thread each, and left the next run alone with one: other last bits
     assert torch.get_num_threads() == grpo.THREADS
 
@@ -231,12 +234,14 @@ def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
     options = "--gyms=telepathy --eval_tasks=2 --eval_temperature=0 --workers=1".split()
     assert userrl.main(["eval", "--model=runs/warm/checkpoint", *options]) == 0
     assert "  runs/wa…eckpoint\n" in capsys.readouterr().out     # it was cut from the left
+    assert userrl.main("eval --model=demonstrator --slip=1 --gyms=search --eval_tasks=2 --workers=1".split()) == 0
+    assert "  demonstrator\n" in capsys.readouterr().out
     options = "--gym=travel --tier=all --choice=multi --eval_tasks=8 --samples=2 --workers=1".split()
     assert userrl.main(["eval", "--model=expert", *options]) == 0
     out = capsys.readouterr().out
     tiers = "22 2222 33 233 333 44 334 444 overall".split()
     assert "pass@2" in out and all(f"\n{tier} " in out for tier in tiers)
-    assert Path("runs/eval/eval.json").exists() and Path("runs/eval-2/eval.json").exists()
+    assert Path("runs/eval/eval.json").exists() and Path("runs/eval-3/eval.json").exists()
 
 
 def test_play_both_chairs(here, capsys, monkeypatch):
@@ -440,6 +445,50 @@ def test_a_step_line_tells_what_did_not_end_well():
     row["ended"] = userrl.counted(["done", "done", "user_error"])
     line = userrl.step_line(row, {"reason": "no line"})
     assert "turns  3.0 | kl old" in line and line.endswith(" | the user failed 1 times: no line")
+
+
+LONG = [["user", f"Line {i} of the user\nand more"] if i % 2 == 0 else ["agent", f"[action] {i}"] for i in range(17)]
+BOTH = """
+RL gained most in b (+0.250 a task). First held-out task, before and after, with rewards:
+SFT: return 0.00, ended: turn limit
+  user  Line 0 of the user … (+1 lines)
+  agent [action] 1                                                                            0.00
+  user  Line 2 of the user … (+1 lines)
+  agent [action] 3                                                                            0.00
+  user  Line 4 of the user … (+1 lines)
+  agent [action] 5                                                                            0.00
+  user  Line 6 of the user … (+1 lines)
+  … 5 more lines
+  user  Line 12 of the user … (+1 lines)
+  agent [action] 13                                                                           0.00
+  user  Line 14 of the user … (+1 lines)
+  agent [action] 15                                                                           0.00
+  user  Line 16 of the user … (+1 lines)
+RL: return 0.50, ended: done
+  user  Hi.
+  agent [answer] yes                                                                          0.50
+  user  Right.
+"""
+
+
+def test_one_task_before_and_after(here, capsys):
+    """The first task of the gym with the largest gain, whatever it shows; nothing where nothing can be compared."""
+    def column(a, b):
+        return {"gyms": {"a": {"return": a}, "b": {"return": b}, "c": {"return": None}}}
+    run = grpo.Run(userrl.Settings(name="x", workers=1), "demo")
+    run.path.mkdir(parents=True)
+    run.evals = {"untrained": column(0, 0), "SFT": column(0.5, 0.25), "RL": column(0.6, 0.5), "expert": column(2, 2)}
+    userrl.before_and_after(run)
+    assert capsys.readouterr().out == ""                        # no talks were kept
+    short = {"history": [["user", "Hi."], ["agent", "[answer] yes"], ["user", "Right."]], "rewards": [0.5],
+             "status": "done"}
+    before = {"history": LONG, "rewards": [0.0] * 8, "status": "truncated"}
+    run.write("talks.json", {"SFT": {"a": before, "b": before}, "RL": {"a": short, "b": short}})
+    userrl.before_and_after(run)
+    assert capsys.readouterr().out == BOTH
+    del run.evals["RL"]
+    userrl.before_and_after(run)
+    assert capsys.readouterr().out == ""
 
 
 def test_userbench_pools_its_attempts():
