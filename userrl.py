@@ -22,6 +22,7 @@ and learns and what a run is; this file only wires them together.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import sys
@@ -583,6 +584,58 @@ def step_line(row: dict, counts: dict) -> str:
     return line
 
 
+ALARM_EVERY = 10                                # RL steps: what stays wrong is said again, but not at every step
+
+
+def alarms(rows: list[dict], s: Settings) -> list[str]:
+    """What has gone wrong by the last of the rows, a line each, and what to try.  rows: all RL steps, as logged."""
+    lines, recent = [], rows[-5:]
+    if len(recent) < 5:
+        return lines
+    entropy = [row["entropy"] for row in rows if "entropy" in row]      # a step without any signal has none
+    first, last = average(entropy[:5]), average(entropy[-5:])
+    if len(entropy) >= 10 and last < 0.05 and last < first / 10:
+        lines.append(f"entropy collapsed, from {first:.2f} to {last:.3f}: nothing new is tried; raise --kl or "
+                     "--clip_high, or lower --lr and --gain")
+    change, error = trend(rows[-30:])
+    if len(rows) >= 20 and change < -2 * error:
+        lines.append(f"returns fall, by {-change:.3f} ± {error:.3f} in {len(rows[-30:])} steps: lower --lr or raise "
+                     "--kl, and go on from the best policy of --eval_every")
+    dead = average(row["dead"] for row in recent)
+    if dead >= 0.75:
+        lines.append(f"{100 * dead:.0f} % of the groups are dead, their rollouts all earn the same: raise --group, "
+                     "--resample or --temperature, or make the cold start longer (--sft_steps)")
+    kl = average(row.get("kl", 0.0) for row in recent)
+    if s.updates == 1 and kl > 1e-3:
+        lines.append(f"sampler and trainer disagree, kl old {kl:.1e} in place of about 0: use a checkpoint in float32, "
+                     "or --ratio=sequence")
+    failed = sum(row["ended"]["user_error"] for row in recent) / sum(sum(row["ended"].values()) for row in recent)
+    if failed >= 0.25:
+        lines.append(f"the user failed in {100 * failed:.0f} % of the conversations, which are lost: mend it, ask it "
+                     "less at once (--rows), or take --user=scripted")
+    return lines
+
+
+def trend(rows: list[dict]) -> tuple[float, float]:
+    """How much returns rose from the first third of the rows to the last, a mean over gyms, and its standard error.
+
+    Gym by gym, because the mixture of tasks changes; of a gym without two steps in each third nothing is known.
+    """
+    third, rises, variances = len(rows) // 3, [], []
+    for gym in envs.GYMS:
+        early, late = ([row[gym] for row in part if row.get(gym) is not None] for part in (rows[:third], rows[-third:]))
+        if min(len(early), len(late)) >= 2:
+            rises.append(average(late) - average(early))
+            variances.append(np.var(early, ddof=1) / len(early) + np.var(late, ddof=1) / len(late))
+    return (average(rises), math.sqrt(sum(variances)) / len(rises)) if rises else (0.0, 0.0)
+
+
+def logged_steps(run: grpo.Run) -> list[dict]:
+    """The RL steps of metrics.jsonl, where a resumed run goes on."""
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
+
+
 def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
     """Play validation tasks of the trained gyms, log what they earn, and keep the policy in best/ if it is the best.
 
@@ -608,6 +661,7 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
     mixture, val = run.state.get("mixture", {}), run.state.get("val", {})
     if s.eval_every and not first:
         val = validate(run, user, 0, val)
+    rows = logged_steps(run) if first and run.writes else []
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, signals, counts = collect(s, run.engine, user, mixture, times)
@@ -615,11 +669,14 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
         metrics = update(run, reference, step, talks, advantages, signals)
         remember_spread(mixture, talks)
         row = {**step_row(s, talks, counts), **metrics}
+        rows.append(row)
         seconds, gb = run.log_step("rl", step, row, began, times)
         speed = grpo.summed([times.get("sampled", 0)])[0] / max(times["rollout"], 1e-9)
         left = grpo.time_left(start, step - first, s.steps - first)
         print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | "
               f"{left} left", flush=True)
+        for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
+            print(f"   ! {line}", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             show_sample(run, step, talks[step % len(talks)], advantages[step % len(talks)])
         if s.eval_every and (step % s.eval_every == 0 or step == s.steps):

@@ -1,6 +1,7 @@
 """The command line as its users meet it: it learns, resumes bit for bit, repeats itself, and survives bad input."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,12 +213,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(echo, capsys, monkeypa
             grpo.on_interrupt()
         real(run, step, last, phase, **state)
     monkeypatch.setattr(grpo.Run, "finish_step", press)
+    monkeypatch.setattr(userrl, "ALARM_EVERY", 5)
+    monkeypatch.setattr(userrl, "alarms", lambda rows, s: [f"{len(rows)} rows, {rows[0]['return']}"])
     assert userrl.main(["demo", "--name=a", *LIVE]) == 130
     assert "--name=a --resume=True" in capsys.readouterr().out
     assert json.loads(Path("runs/a/checkpoint/trainer.json").read_text())["state"]["step"] == 3
     monkeypatch.setattr(grpo.Run, "finish_step", real)
     monkeypatch.setattr(grpo, "interrupted", False)
     assert userrl.main(["demo", "--name=a", "--resume=True"]) == 0
+    alarm = [line for line in capsys.readouterr().out.splitlines() if line.startswith("   ! ")]
+    assert alarm == [f"   ! 5 rows, {rows('a')[6]['return']}"]          # those before Ctrl-C are not forgotten
     assert userrl.main(["demo", "--name=b", *LIVE]) == 0
     assert metrics("a") == metrics("b")
 
@@ -489,6 +494,59 @@ def test_one_task_before_and_after(here, capsys):
     del run.evals["RL"]
     userrl.before_and_after(run)
     assert capsys.readouterr().out == ""
+
+
+def steps(count, **more) -> list[dict]:
+    """Rows of RL steps in which all is well; a list gives each step its own value."""
+    found = []
+    for i in range(count):
+        row = {"return": 0.5, "travel": 0.5, "dead": 0.25, "entropy": 0.4, "kl": 1e-9}
+        row["ended"] = userrl.counted(["done"])
+        for key, value in more.items():
+            row[key] = value[i] if isinstance(value, list) else value
+        found.append(row)
+    return found
+
+
+FALLING = [0.5, 0.7] * 5 + [0.5, 0.6] * 5 + [0.3, 0.5] * 5
+
+
+@pytest.mark.parametrize("rows, says", [
+    (steps(30), ""), (steps(4, dead=1.0), ""), (steps(0), ""),
+    # five steps at 0.4, then five at 0.02; a low entropy that began low is no collapse, nor is a fall to 0.1
+    (steps(10, entropy=[0.4] * 5 + [0.02] * 5), "entropy collapsed, from 0.40 to 0.020: .*--kl"),
+    (steps(10, entropy=[0.04] * 5 + [0.02] * 5), ""), (steps(10, entropy=[2.0] * 5 + [0.1] * 5), ""),
+    (steps(9, entropy=[0.4] * 4 + [0.02] * 5), ""),
+    # the thirds' means 0.6 and 0.4, both of variance 0.1 / 9, so the error is sqrt(2 * 0.1 / 9 / 10) = 0.047
+    (steps(30, travel=FALLING), r"returns fall, by 0.200 ± 0.047 in 30 steps: lower --lr"),
+    (steps(40, travel=[0.9] * 10 + FALLING), "returns fall, by 0.200 ± 0.047 in 30 steps"),     # only the last thirty
+    (steps(18, travel=FALLING[:9] + FALLING[-9:]), ""), (steps(30, travel=FALLING[::-1]), ""),
+    # another gym rises as much; a gym of which nothing is known; the mean alone falls, since the mixture changed
+    (steps(30, travel=FALLING, search=FALLING[::-1]), ""), (steps(30, travel=[0.5] + [None] * 29), ""),
+    (steps(30, **{"return": FALLING}), ""),
+    (steps(6, dead=[0.0, 0.5, 1.0, 0.5, 0.75, 1.0]), "75 % of the groups are dead.*--group"),
+    (steps(6, dead=[1.0, 0.5, 1.0, 0.5, 0.75, 0.9]), ""),
+    (steps(5, kl=[0.0, 0.0, 0.0, 0.0, 0.01]), r"sampler and trainer disagree, kl old 2.0e-03"),
+    (steps(5, ended=userrl.counted(["done"] * 3 + ["user_error"])), "the user failed in 25 % of the conv.*--user"),
+    (steps(5, ended=userrl.counted(["done"] * 4 + ["user_error"])), ""),
+])
+def test_alarms_by_hand(rows, says):
+    found = userrl.alarms(rows, userrl.Settings())
+    assert len(found) == bool(says) and re.match(says, " ".join(found)), found
+
+
+def test_an_alarm_for_each_trouble_and_none_for_a_policy_that_is_meant_to_move():
+    """With several updates a batch the policy leaves its sampler; a step without a signal has no kl and no entropy."""
+    rows = steps(30, dead=1.0, kl=0.1, travel=FALLING)
+    words = [line.split(",")[0].split(":")[0] for line in userrl.alarms(rows, userrl.Settings())]
+    assert words == ["returns fall", "100 % of the groups are dead", "sampler and trainer disagree"]
+    assert len(userrl.alarms(rows, userrl.Settings(updates=2))) == 2
+    for row in rows[3:]:
+        del row["entropy"], row["kl"]
+    assert len(userrl.alarms(rows, userrl.Settings())) == 2
+    assert userrl.alarms([{"dead": 1.0, "ended": userrl.counted(["done"])}] * 9, userrl.Settings()) != []
+    for line in userrl.alarms(rows, userrl.Settings()):
+        assert set(re.findall(r"--(\w+)", line)) <= set(userrl.Settings.__dataclass_fields__)
 
 
 def test_userbench_pools_its_attempts():
