@@ -1210,6 +1210,11 @@ class RunSettings:
              "head_dim": 2, "group": 2, "max_new_tokens": 2, "context": 64, "vocab_size": 300, "temperature": 1e-3}
     ALSO = {}
 
+    @classmethod
+    def preset(cls, values):
+        """What was typed (key -> value) and what follows from it, for a setting that stands for others."""
+        return values
+
     def check(self):
         """ValueError in one line for a setting out of its range."""
         for key, allowed in self.CHOICES.items():
@@ -1534,7 +1539,7 @@ def parse(argv, kind, commands):
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
         values[key] = typed(f"--{key}", value, types[key])
-    settings = kind(**values)
+    settings = kind(**kind.preset(values))
     settings.check()
     return command, settings
 

@@ -43,6 +43,7 @@ class Settings(grpo.RunSettings):
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; "expert" (eval)
     gyms: str = "all"               # "all", or names and MODULE:CLASS (an Env of your own) with commas between
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     # cold start (SFT) on a careless demonstrator
     demos: int = 10_000             # training tasks per gym that are demonstrated, in turn; RL has later ones
     sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
@@ -89,6 +90,19 @@ class Settings(grpo.RunSettings):
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1}
     ALSO = {"gym": "gyms"}
+
+    @classmethod
+    def preset(cls, values: dict) -> dict:
+        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+        minutes = values.get("minutes", 0.0)
+        if not 0 <= minutes <= 10_000:
+            raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
+        if not minutes:
+            return values
+        if given := {"sft_steps", "steps"} & set(values):
+            raise ValueError(f"--minutes sets --sft_steps and --steps: leave out --minutes or --{min(given)}")
+        steps = {key: max(1, round(getattr(cls, key) * minutes / 10)) for key in ("sft_steps", "steps")}
+        return {**values, **steps}
 
     def check(self) -> None:
         super().check()

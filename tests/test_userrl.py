@@ -288,6 +288,10 @@ BAD = """
     demo --echo=-0.1 | --echo must be at least 0, not -0.1
     sft --sft_echo=-1 | --sft_echo must be at least 0, not -1.0
     demo --workers=0 | workers
+    demo --minutes=5 | --minutes sets --sft_steps and --steps: leave out --minutes or --sft_steps
+    demo --minutes=nan | --minutes must be from 0 to 10000
+    demo --minutes=-1 | --minutes must be from 0 to 10000
+    demo --minutes=inf | --minutes must be from 0 to 10000
     demo --eval_every=-1 | --eval_every must be at least 0
     demo --eval_every=2 --val_tasks=0 | --val_tasks must be at least 1
     demo --reading=1 | reading
@@ -326,6 +330,29 @@ def test_bad_input_is_one_clear_line(here, capsys, argv, says):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and says in err
     assert not list(here.glob("runs/*"))
+
+
+def test_minutes_are_steps(echo, capsys):
+    """A budget by the clock would break "same seed, same metrics": the defaults, 1100 and 56, are scaled."""
+    def steps(*argv):
+        _, s = grpo.parse(["demo", *argv], userrl.Settings, userrl.COMMANDS)
+        return s.sft_steps, s.steps
+    assert steps() == steps("--minutes=0") == steps("--minutes=10") == (1100, 56)
+    assert steps("--minutes=5") == (550, 28) and steps("--minutes=12.5") == (1375, 70)
+    assert steps("--minutes=0.01") == (1, 1)
+    # the default, too, may not be asked for beside it
+    with pytest.raises(ValueError, match="--minutes sets .* or --steps"):
+        steps("--minutes=5", "--steps=56")
+    small = [item for item in LIVE if "steps=" not in item]
+    assert userrl.main(["demo", "--name=a", *small, "--minutes=0.1"]) == 0
+    whole = metrics("a")
+    assert len(whole.splitlines()) == 11 + 1                            # 1 % of each
+    for more in ([], ["--minutes=0.1"]):
+        assert userrl.main(["demo", "--name=a", "--resume=True", *more]) == 0
+    assert metrics("a") == whole
+    capsys.readouterr()
+    assert userrl.main(["demo", "--name=a", "--resume=True", "--minutes=1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_unwritable_run_folder(here, capsys):
