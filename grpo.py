@@ -1177,11 +1177,11 @@ class RunSettings:
     # the tiny model
     vocab_size: int = 2048      # tokens, made from what will be read
     hidden: int = 128           # width
-    layers: int = 3             # of attention and MLP
+    layers: int = 2             # of attention and MLP
     heads: int = 4              # of queries in a layer
     kv_heads: int = 2           # of keys and values; heads is a multiple of it
-    head_dim: int = 32          # an even number
-    mimetic: bool = False       # attention begins near the identity
+    head_dim: int = 64          # an even number; with heads of 32, or two heads, copying did not form
+    mimetic: bool = True        # attention begins near the identity; without it, lookups take three times the drills
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.2           # how careless: probability of a poor move
     sft_steps: int = 1100       # optimiser steps

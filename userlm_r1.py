@@ -1316,10 +1316,6 @@ class Settings(grpo.RunSettings):
     judge: str = ""                 # training judge, "model" or "model@http://server/v1"; empty: the rules
     eval_judge: str = ""            # evaluation judge: never the training judge
     teacher: str = ""               # a language model as the teacher, in the same form
-    # the tiny model
-    layers: int = 2
-    head_dim: int = 64
-    mimetic: bool = True            # without it, heads that look a fact up took three times the drills
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.5               # how often the teacher does not check a claim
     sft_steps: int = 800

@@ -63,7 +63,7 @@ def evals(name: str) -> dict:
 
 
 def test_demo_end_to_end(here, capsys):
-    assert userrl.main(["demo", "--name=a", *SMALL]) == 0
+    assert userrl.main(["demo", "--name=a", "--gyms=all", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "macro average" in out and "untrained" in out and "expert" in out
     table = evals("a")
@@ -387,6 +387,25 @@ def test_half_a_checkpoint_is_one_clear_line(echo, capsys):
     assert userrl.main(["eval", "--model=runs/a/checkpoint", "--workers=1"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 2 and "runs/a/checkpoint" in err
+
+
+def test_drills_are_cut_from_demonstrations():
+    """Each is a request and at most three turns in a row, ends with the agent, and stands so in a demonstration."""
+    s = userrl.Settings(gyms="intention,telepathy", hold_out="", demos=6, slip=0.3)
+    user = envs.ScriptedUser()
+    whole = [userrl.demonstration(s, number, s.max_turns, user) for number in range(12)]
+    cut = userrl.drills(s, 7, 30, user)
+    assert cut == userrl.drills(s, 7, 30, user) != userrl.drills(s, 8, 30, user)
+    assert len(cut) == 30
+    for talk in cut:
+        said = [m for m in talk if m["role"] == "assistant"]
+        assert 1 <= len(said) <= 3 and talk[-1] is said[-1]
+        begin = 1 if [m["role"] for m in talk[:2]] == ["user", "user"] else 0
+        homes = [w for w in whole if w[1] == talk[0]
+                 and any(w[i:i + len(talk) - begin] == talk[begin:] for i in range(len(w)))]
+        assert homes
+    distances = {len(talk) for talk in cut}
+    assert distances == {2, 3, 4, 5, 6, 7}
 
 
 def test_tasks_are_dealt_by_signal():
