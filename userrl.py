@@ -114,14 +114,14 @@ class Settings(grpo.RunSettings):
         if self.user != "scripted":
             load_user(self)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
+        if not gym_names(self):
+            raise ValueError("--gyms names no gym")
         for gym in gym_names(self):
             make_env(self, gym, 0, "train", None)
         env_options(self, "")
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
-        if not trained(self):
-            raise ValueError("--hold_out leaves no gym to train in")
         for gym in trained(self) if self.eval_every else []:
             try:
                 make_env(self, gym, 0, "val", None)
@@ -819,6 +819,8 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
     if s.model in SCRIPTED:
         raise ValueError(f"--model={s.model} is for eval only")
+    if not trained(s):
+        raise ValueError("--hold_out leaves no gym to train in")
     began = time.time()
     run = grpo.Run(s, command)
     try:

@@ -271,7 +271,8 @@ BAD = """
     steps=3 | choose from
     demo steps=3 | look like --key=value
     demo --gyms=golf | unknown gym 'golf'
-    demo --gyms= | no gym
+    demo --gyms= | --gyms names no gym
+    eval --model=expert --gyms= | --gyms names no gym
     demo --name=x --resume=True | nothing to resume
     eval --model=/no/such/place | /no/such/place
     eval | --model
@@ -300,7 +301,8 @@ BAD = """
     demo --name=../x | name
     demo --persona=pirate | pirate
     demo --hold_out=golf | hold_out
-    demo --gyms=travel --hold_out=travel | hold_out
+    demo --gyms=travel --hold_out=travel | --hold_out leaves no gym to train in
+    train --gyms=tau | --hold_out leaves no gym to train in
     demo --device=meta | meta
     demo --device=abacus | abacus
     demo --user=claude | 'MODULE:ARGUMENT'
@@ -428,6 +430,15 @@ def test_a_gym_held_out_is_evaluated_but_not_trained(here):
     assert userrl.main(["demo", "--name=a", *SMALL, "--gyms=intention,telepathy", "--hold_out=telepathy"]) == 0
     assert all("telepathy" not in row for row in rows("a")) and any("intention" in row for row in rows("a"))
     assert set(evals("a")["RL"]["gyms"]) == {"intention", "telepathy"}
+
+
+def test_a_gym_held_out_by_default_can_be_evaluated_and_played(here, capsys, monkeypatch):
+    """`eval --gyms=tau` and `play --gyms=tau` said that --hold_out leaves no gym to train in."""
+    assert "tau" in userrl.listed(userrl.Settings().hold_out)
+    assert userrl.main("eval --model=expert --gyms=tau --eval_tasks=1 --workers=1".split()) == 0
+    assert "\ntau (1 tasks)" in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda prompt="": "")
+    assert userrl.main(["play", "--gyms=tau"]) == 0
 
 
 def test_options_of_a_gym():
