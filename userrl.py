@@ -117,7 +117,8 @@ class Settings(grpo.RunSettings):
         if not gym_names(self):
             raise ValueError("--gyms names no gym")
         for gym in gym_names(self):
-            make_env(self, gym, 0, "train", None)
+            for index in range(1 + self.tier.count(",")):               # several tiers take turns
+                make_env(self, gym, index, "train", None)
         env_options(self, "")
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
@@ -171,6 +172,7 @@ def env_options(s: Settings, gym: str) -> dict:
 
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
+    """The index-th task of a gym in a split, by the settings; ValueError for an option that the gym has not."""
     options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
     if gym == "travel":
         # several tiers take turns

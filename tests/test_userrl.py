@@ -283,6 +283,7 @@ BAD = """
     demo --ratio=golden | ratio
     demo --group=1 | group
     demo --tier=999 | tier
+    eval --model=expert --gyms=travel --tier=22,999 | unknown tier '999'
     demo --steps=-1 | steps
     demo --temperature=0 | temperature
     demo --gamma=2 | gamma
