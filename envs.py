@@ -572,7 +572,7 @@ class Env:
 
     def expert(self, rng: random.Random, slip: float) -> str:
         """A demonstrator's next action, from the history alone; careless with probability `slip`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no expert")
 
     @classmethod
     def knowledge(cls, rng: random.Random) -> str:

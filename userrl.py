@@ -356,7 +356,7 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict
     mine, talks, failed = [], {}, ""
     try:
         mine, talks = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
-    except (envs.UserError, OSError) as error:                          # all processes must hear of it
+    except (envs.UserError, OSError, NotImplementedError) as error:     # all processes must hear of it
         failed = grpo.reason(error)
     everyone = grpo.gather([mine, talks, failed])
     failed = max(why for *_, why in everyone)
@@ -823,6 +823,9 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         raise ValueError(f"--model={s.model} is for eval only")
     if not trained(s):
         raise ValueError("--hold_out leaves no gym to train in")
+    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
+        if envs.gym_class(gym).expert is envs.Env.expert:
+            raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
     began = time.time()
     run = grpo.Run(s, command)
     try:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import grpo
 import userlm_r1
 import userrl
-from test_userrl import ECHO, LIVE, SMALL, rows
+from test_userrl import ECHO, LIVE, MY_MODEL, SMALL, rows
 
 ROOT = Path(grpo.__file__).parent
 
@@ -59,12 +59,7 @@ def test_help_lists_every_command_and_every_setting(program, argv, capsys):
 # ---- from outside
 
 def test_a_model_of_ones_own(here, capsys):
-    Path("my_model.py").write_text("""
-import grpo
-
-def small():
-    return grpo.tiny_policy(["hello world"], vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8)
-""")
+    Path("my_model.py").write_text(MY_MODEL)
     assert userrl.main(["sft", "--name=a", *SMALL, "--model=my_model:small", "--gyms=telepathy"]) == 0
     assert " 268 tokens" in capsys.readouterr().out
 

@@ -160,6 +160,27 @@ def test_a_gym_without_validation_tasks_is_one_clear_line(here, capsys):
     userrl.Settings(gyms="two", hold_out="").check()            # off, nobody asks for them
 
 
+MY_MODEL = """
+import grpo
+
+def small():
+    return grpo.tiny_policy(["hello world"], vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8)
+"""
+
+
+def test_a_gym_without_an_expert(here, capsys):
+    """RL needs none; but when all steps were done, measuring the expert ended the run with a traceback, no table."""
+    Path("two_splits.py").write_text(TWO_SPLITS)
+    Path("my_model.py").write_text(MY_MODEL)
+    plug = [*SMALL, "--gyms=two_splits:Two", "--eval_tasks=1"]
+    for argv in (["train"], ["sft", "--model=my_model:small"]):
+        assert userrl.main([*argv, *plug]) == 2
+        assert capsys.readouterr().err.startswith("userrl.py: two has no expert: ")
+    assert userrl.main(["train", "--name=a", *plug, "--model=my_model:small", "--steps=1"]) == 0
+    assert "expert: not measured: two has no expert\n" in capsys.readouterr().out
+    assert evals("a")["RL"]["macro"]["return"] == 0
+
+
 # The first process kills itself as soon as it has logged so many steps.
 CUT = """
 import os, signal, sys
