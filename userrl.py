@@ -202,7 +202,11 @@ def make_user(s: Settings):
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
     gyms = trained(s)
-    env = make_env(s, gyms[number % len(gyms)], number // len(gyms) % s.demos, "train", user)
+    lap, place = divmod(number, len(gyms))
+    gym = gyms[place]
+    # a gym that --gyms names twice has two tasks a lap
+    index = lap * gyms.count(gym) + gyms[:place].count(gym)
+    env = make_env(s, gym, index % s.demos, "train", user)
     first, _ = env.reset()
     talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
     over = False

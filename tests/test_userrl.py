@@ -432,6 +432,22 @@ def test_drills_are_cut_from_demonstrations():
     assert distances == {2, 3, 4, 5, 6, 7}
 
 
+def test_each_demonstration_is_of_a_task_of_its_own(monkeypatch):
+    """A gym that --gyms named twice for twice the share had each of its demonstrations twice."""
+    asked, real = [], userrl.make_env
+
+    def make_env(s, gym, index, split, user):
+        asked.append((gym, index))
+        return real(s, gym, index, split, user)
+    monkeypatch.setattr(userrl, "make_env", make_env)
+    s = userrl.Settings(gyms="telepathy,intention,telepathy", hold_out="", demos=3)
+    for number in range(9):
+        userrl.demonstration(s, number, 1, envs.ScriptedUser())
+    assert asked == [("telepathy", 0), ("intention", 0), ("telepathy", 1),
+                     ("telepathy", 2), ("intention", 1), ("telepathy", 0),
+                     ("telepathy", 1), ("intention", 2), ("telepathy", 2)]
+
+
 def test_tasks_are_dealt_by_signal():
     """Two gyms whose rollouts differ by 3 : 1 get tasks 3 : 1; one without any signal keeps a twentieth of the most."""
     s = userrl.Settings(gyms="travel,intention,search", hold_out="", demos=100)
