@@ -845,7 +845,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
               f"{last};\nit is in {run.path}/best, the table shows the last")
     before_and_after(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
-    print(f"talk to it:  python userrl.py play --gyms={gym_names(run.s)[-1]} --model={run.path}")
+    print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
 
 
 def demo(s: Settings) -> None:

@@ -250,7 +250,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(echo, capsys, monkeypa
 
 def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
     """A run folder is a model, too: it was a name that no hub knew."""
-    assert userrl.main(["sft", "--name=cold", *LIVE]) == 0
+    assert userrl.main(["sft", "--name=cold", *LIVE, "--gyms=intention,echo_gym:Echo"]) == 0
+    # it named the gym "echo", which `play` does not know
+    assert capsys.readouterr().out.endswith(" play --gyms=echo_gym:Echo --model=runs/cold\n")
     options = """--combine=loo --normalize=mean --gamma=1 --kl=0.1 --updates=2 --ratio=sequence --aggregate=constant
         --resample=1 --steps=2""".split()
     capsys.readouterr()
