@@ -1302,11 +1302,14 @@ class Run:
             raise ValueError(f"nothing to resume: {file} is missing or unreadable")
         if saved.pop("command", None) != self.command:
             raise ValueError(f"{self.path} was not started by '{self.command}'")
+        other = ValueError(f"{file} was written by another version")
+        if set(saved) != {each.name for each in dataclasses.fields(self.s)}:
+            raise other
         try:
             saved = type(self.s)(**saved)
             saved.check()
         except TypeError:
-            raise ValueError(f"{file} was written by another version") from None
+            raise other from None
         for each in dataclasses.fields(saved):
             now, before = getattr(self.s, each.name), getattr(saved, each.name)
             if each.name not in ("name", "resume") and now not in (each.default, before):
