@@ -123,11 +123,19 @@ class Settings(grpo.RunSettings):
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
+        for gym in envs.GYMS:
+            if gym in COLUMNS or (gym == "echo" and self.echo):
+                raise ValueError(f"a gym may not be called {gym!r}, like another number of metrics.jsonl")
         for gym in trained(self) if self.eval_every else []:
             try:
                 make_env(self, gym, 0, "val", None)
             except Exception as error:                                  # whatever a gym of yours says to a third split
                 raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
+
+
+# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too.
+COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl kl_ref entropy clip_frac ratio_mean "
+           "ratio_max tokens").split()
 
 
 # ---------------------------------------------------------------------------------------------- tasks and users

@@ -135,6 +135,18 @@ def test_the_best_policy_of_the_validations_is_kept(echo, capsys, monkeypatch):
     assert "the policy of RL step 2 was best: 0.750, the last one 0.500;\nit is in runs/a/best" in out
 
 
+def test_a_gym_is_not_called_like_another_number(echo, capsys, monkeypatch):
+    """Under --echo the return of this gym, echo, was overwritten by a cross-entropy, in its log and its alarms."""
+    assert userrl.main(["demo", "--name=a", *LIVE, "--echo=0.1"]) == 2
+    assert capsys.readouterr().err.startswith("userrl.py: a gym may not be called 'echo', like ")
+    assert userrl.main(["train", "--name=a", *LIVE, "--eval_every=1", "--val_tasks=1", "--steps=1"]) == 0
+    written = [key for row in rows("a") for key in row if key not in ("echo", "intention")]
+    assert set(written) == set(userrl.COLUMNS)
+    monkeypatch.setitem(envs.GYMS, "turns", envs.IntentionGym)
+    with pytest.raises(ValueError, match="'turns'"):
+        userrl.Settings().check()
+
+
 TWO_SPLITS = """
 import envs
 TASKS = {"train": [{"id": "a"}], "test": [{"id": "b"}]}
