@@ -1607,6 +1607,9 @@ def attempt(argv, doc, kind, commands, file):
         print(f"{file}: {reason(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
+        if getattr(error, "user_error", False):                         # in `play`; a rollout loses one conversation
+            print(f"{file}: the user failed: {reason(error)}", file=sys.stderr)
+            return 2
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         if rank() == 0:                                                 # the others end silently with the first

@@ -710,6 +710,15 @@ def test_a_user_that_fails_is_seen_and_costs_no_table(echo, capsys):
     assert evals("a")["expert"]["gyms"]["echo"]["user_error"] == "UserError: the line is dead"
 
 
+def test_a_user_that_fails_its_player_is_one_clear_line(here, capsys, monkeypatch):
+    """It was a traceback."""
+    Path("frail_user.py").write_text(FRAIL)
+    monkeypatch.setattr("builtins.input", lambda prompt="": "[action] Is it big?")
+    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:2"]) == 2
+    out, err = capsys.readouterr()
+    assert "turn 1 of 16" in out and err == "userrl.py: the user failed: the line is dead\n"
+
+
 def test_an_evaluation_that_fails_costs_no_table_and_is_made_up_for(echo, capsys, monkeypatch):
     real = userrl.played
 
