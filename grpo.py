@@ -799,6 +799,8 @@ def join(workers, program):
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")                          # the first process says it for all
         return []
     if "RANK" not in os.environ and workers < 2:
         return []

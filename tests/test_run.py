@@ -129,6 +129,18 @@ def test_a_process_does_not_wait_for_a_first_one_that_is_gone(here):
     assert process.returncode == 3 and time.time() - began < 10 and "Traceback" not in err, err
 
 
+def test_under_torchrun_only_the_first_process_speaks(monkeypatch, capsys):
+    """On four GPUs every line, and the table, stood there four times."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    for rank, said in {"0": "hello\n", "1": ""}.items():
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(sys, "stdout", sys.stdout)          # the test's own again when it is over
+        assert grpo.join(2, []) == []
+        print("hello")
+        assert capsys.readouterr().out == said
+
+
 def test_without_a_script_one_process_is_enough(monkeypatch):
     """In a notebook, or under python -c, there is nothing that a second process could run."""
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
