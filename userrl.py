@@ -41,24 +41,30 @@ import rewards
 class Settings(grpo.RunSettings):
     # the run
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; "expert" (eval)
-    gyms: str = "all"               # "all", or names and MODULE:CLASS (an Env of your own) with commas between
+    gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
+    micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
+    slip: float = 0.8               # how careless: probability of a poor move; RL has to find the others
+    sft_steps: int = 800            # optimiser steps
+    reading: float = 0.06           # share of the SFT steps in which a tiny model only reads, in place of pre-training
     demos: int = 10_000             # training tasks per gym that are demonstrated, in turn; RL has later ones
-    sft_tokens: int = 5000          # tokens of demonstrations per optimiser step
+    sft_tokens: int = 3000          # tokens of demonstrations per optimiser step
     facts: int = 16                 # lines of plain text a step while a tiny model reads, half as many once it imitates
     drills: int = 32                # pieces of demonstrations a step while it reads, three quarters of that later
     # GRPO
-    mixture: str = "signal"         # whose tasks: "signal", more from gyms whose rollouts differ, or "equal", in turn
+    steps: int = 48                 # each: rollouts, then an update
+    lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
+    mixture: str = "equal"          # whose tasks: "equal", in turn, or "signal", more from gyms whose rollouts differ
     updates: int = 1                # optimiser steps per batch of rollouts
     warmup: float = 0.1             # share of the steps
     decay: str = "cosine"           # to 0 at the last step, or "constant"
     turn: str = "naive"             # turn credit: naive | equalized | r2g | em
     trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
-    combine: str = "shift"          # scale (released code) | paper (as printed) | shift (ours) | loo (leave one out)
-    normalize: str = "center"       # std | center | mean (rare successes weigh more)
-    gamma: float = 0.8              # discount of r2g
+    combine: str = "loo"            # scale (released code) | paper (as printed) | shift (ours) | loo (leave one out)
+    normalize: str = "mean"         # std | center | mean (rare successes weigh more)
+    gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
     k: float = 2.0                  # steepness of em
     clip_low: float = 0.2           # the ratio is clipped at 1 - clip_low
     kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
@@ -70,7 +76,7 @@ class Settings(grpo.RunSettings):
     max_turns: int = 16             # of a conversation
     tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
     choice: str = "single"          # travel: one answer per aspect, or "multi"
-    wrong: int = 3                  # travel: wrong options per aspect (UserBench: 10)
+    wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)

@@ -468,7 +468,7 @@ def test_each_demonstration_is_of_a_task_of_its_own(monkeypatch):
 
 def test_tasks_are_dealt_by_signal():
     """Two gyms whose rollouts differ by 3 : 1 get tasks 3 : 1; one without any signal keeps a twentieth of the most."""
-    s = userrl.Settings(gyms="travel,intention,search", hold_out="", demos=100)
+    s = userrl.Settings(gyms="travel,intention,search", hold_out="", demos=100, mixture="signal")
     mixture = {"spread": {"travel": 0.6, "intention": 0.2, "search": 0.0}}
     first = userrl.deal(s, mixture, 10)
     assert first[0] == ("travel", 100) and len(set(first)) == 10
