@@ -61,8 +61,8 @@ class Settings(grpo.RunSettings):
     updates: int = 1                # optimiser steps per batch of rollouts
     warmup: float = 0.1             # share of the steps
     decay: str = "cosine"           # to 0 after the last step, or "constant"
-    turn: str = "naive"             # turn credit: naive | equalized | r2g | em
-    trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
+    turn: str = "naive"             # turn credit: naive | equalized | r2g | em (loo reads none of it)
+    trajectory: str = "r2g"         # trajectory score: sum | mean | r2g (nor of it)
     combine: str = "loo"            # scale (released code) | paper (as printed) | shift (ours) | loo (leave one out)
     normalize: str = "mean"         # std | center | mean (rare successes weigh more)
     gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
