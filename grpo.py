@@ -1565,7 +1565,7 @@ def usage(doc, kind, commands):
     for heading in dict.fromkeys(heading_of.values()):
         print(f"\n{heading}")
         for key in [key for key in heading_of if heading_of[key] == heading]:
-            print(f"  {f'--{key}={getattr(kind, key)}':35} {comment[key]}".rstrip())
+            print(f"  {f'--{key}={getattr(kind, key)}':34}  {comment[key]}".rstrip())
 
 
 def command_line(argv, doc, kind, commands, file):

@@ -10,13 +10,14 @@
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every).
+(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every),
+reference/ (the policy that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
 On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
-and learns and what a run is; this file only wires them together.
+and learns and what a run is; this file which tasks are demonstrated, trained on and measured, and what is printed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import rewards
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
-    model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; "expert" (eval)
+    model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
@@ -59,9 +60,9 @@ class Settings(grpo.RunSettings):
     mixture: str = "equal"          # whose tasks: "equal", in turn, or "signal", more from gyms whose rollouts differ
     updates: int = 1                # optimiser steps per batch of rollouts
     warmup: float = 0.1             # share of the steps
-    decay: str = "cosine"           # to 0 at the last step, or "constant"
-    turn: str = "naive"             # turn credit: naive | equalized | r2g | em
-    trajectory: str = "r2g"         # trajectory score: sum | mean | r2g
+    decay: str = "cosine"           # to 0 after the last step, or "constant"
+    turn: str = "naive"             # turn credit: naive | equalized | r2g | em (loo reads none of it)
+    trajectory: str = "r2g"         # trajectory score: sum | mean | r2g (nor of it)
     combine: str = "loo"            # scale (released code) | paper (as printed) | shift (ours) | loo (leave one out)
     normalize: str = "mean"         # std | center | mean (rare successes weigh more)
     gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
@@ -119,13 +120,13 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         if self.user != "scripted":
             load_user(self)
-        rewards.turn_credits([0.0], self.turn, self.gamma, self.k)
+        rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not gym_names(self):
             raise ValueError("--gyms names no gym")
         for gym in gym_names(self):
             for index in range(1 + self.tier.count(",")):               # several tiers take turns
                 make_env(self, gym, index, "train", None)
-        env_options(self, "")
+        env_options(self, "")                                           # also of gyms that nobody plays
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
@@ -265,7 +266,7 @@ ENDINGS = {"done": "done", "truncated": "turn limit", "length": "context full", 
 
 
 def ending(env: envs.Env, status: str) -> str:
-    """Why a conversation ended, one of ENDINGS, from its rollout's status: the env knows whether the user left."""
+    """Why a conversation ended, one of ENDINGS, from its rollout's status: only the env knows that its user left."""
     return "left" if status == "done" and env.ended == "left" else status
 
 
@@ -290,9 +291,9 @@ def interval(values: list[float]) -> dict:
 def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
     """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages.
 
-    gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str,
-    "metrics": {…}} an episode.  Episodes whose user failed are counted, not scored; where a gym has no other, its
-    numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
+    gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str} an
+    episode, in travel also "tier" and "metrics".  Episodes whose user failed are counted, not scored; where a gym has
+    no other, its numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
     """
     table = {gym: gym_summary(episodes, samples) for gym, episodes in gym_episodes.items()}
     gyms = list(table.values())
@@ -395,9 +396,10 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[l
         act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
         outcomes = [scripted_episode(env, act) for env in todo]
     else:
+        # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
         rollouts = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
-                             greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+                               greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
         outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in rollouts]
     kept, talks = [], {}
     for env, (_, index, again), (earned, status, error) in zip(todo, tasks, outcomes):
@@ -420,6 +422,7 @@ def scripted_episode(env: envs.Env, act) -> tuple[list[float], str, str]:
 
 
 def shown(x: dict) -> str:
+    """An `interval`: "0.512 ± 0.048", or "-"."""
     return "-" if x["return"] is None else f"{x['return']:.3f} ± {x['ci95']:.3f}"
 
 
@@ -481,14 +484,14 @@ def lesson(s: Settings, tokenizer, user, step: int, number: int) -> tuple[list, 
     A model made from scratch first reads plain text and drills; then it also meets the demonstrations, one turn of
     each at first and all only towards the end.
     """
-    progress, turns, lines, short = 1.0, 10_000, 0, 0
+    progress, turns, lines, pieces = 1.0, 10_000, 0, 0
     if s.model == "tiny":
         progress = (step / s.sft_steps - s.reading) / (1 - s.reading)   # negative: only reading
         turns = 1 + int(20 * progress**2)
-        lines, short = (s.facts, s.drills) if progress <= 0 else (s.facts // 2, s.drills * 3 // 4)
+        lines, pieces = (s.facts, s.drills) if progress <= 0 else (s.facts // 2, s.drills * 3 // 4)
     mine = reference_text(s, step, lines)[grpo.rank()::grpo.world()]
     batch = [grpo.text_trajectory(tokenizer, line) for line in mine]
-    for talk in drills(s, step, short // grpo.world(), user):
+    for talk in drills(s, step, pieces // grpo.world(), user):
         batch.append(grpo.demo_trajectory(tokenizer, talk))
     used = 0
     while progress > 0 and used < s.sft_tokens / grpo.world():
@@ -587,8 +590,8 @@ def update(run: grpo.Run, reference, step: int, talks, advantages, signals: list
             clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, ref_logps=ref_logps,
             gspo=s.ratio == "sequence", aggregate=s.aggregate, echo=s.echo, micro_tokens=s.micro_tokens,
             constant_tokens=s.max_turns * s.max_new_tokens))            # Dr. GRPO's divisor: the longest there can be
-    over = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
-    return {key: float(over.get(key, np.mean)([row[key] for row in rows])) for key in (rows[0] if rows else {})}
+    merge = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
+    return {key: float(merge.get(key, np.mean)([row[key] for row in rows])) for key in (rows[0] if rows else {})}
 
 
 def remember_spread(mixture: dict, talks) -> None:
@@ -609,9 +612,8 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
 
     def mean(values):
         return float(np.mean(values)) if values else None
-    per_gym = {gym: mean([earned for name, earned, *_ in everyone if name == gym])
-               for gym in gym_names(s) if gym not in listed(s.hold_out)}
-    return {"return": mean([earned for _, earned, *_ in everyone]) or 0.0, **per_gym,
+    gyms = {gym: mean([earned for name, earned, _ in everyone if name == gym]) for gym in dict.fromkeys(trained(s))}
+    return {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
             "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
             "turns": mean([turns for *_, turns in everyone]) or 0.0}
 
@@ -697,13 +699,16 @@ def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
 
     val: what this returned the time before, {} at first: {"best": macro return, "step": its step, "last": the latest}.
     """
-    s, began = run.s, time.time()
+    s, began, note = run.s, time.time(), ""
     result = evaluate(replace(s, gyms=",".join(trained(s)), samples=1), run.engine, user, s.val_tasks, "val")
     row = {**result["macro"], **{gym: numbers["return"] for gym, numbers in result["gyms"].items()}}
     run.log_step("val", step, row, began, {})
-    val, note = {**val, "last": row["return"]}, f" | not measured: {result['failed']}" if "failed" in result else ""
-    if row["return"] is not None and row["return"] > val.get("best", -math.inf):
-        val, note = {**val, "best": row["return"], "step": step}, " | the best so far"
+    val = {**val, "last": row["return"]}
+    if "failed" in result:
+        note = f" | not measured: {result['failed']}"
+    elif row["return"] is not None and row["return"] > val.get("best", -math.inf):
+        note = " | the best so far"
+        val |= {"best": row["return"], "step": step}
         if run.writes:
             grpo.save_checkpoint(run.path / "best", run.model, run.tokenizer, state={"phase": "val", **val})
     print(f"val {step:3d}/{s.steps} | return {shown(row)} ({per_gym(row)}) on validation tasks{note}", flush=True)
@@ -712,7 +717,7 @@ def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
 
 def train_rl(run: grpo.Run, user, first: int) -> None:
     """GRPO: collect rollouts, give every turn its advantage, take `updates` clipped steps; now and then validate."""
-    s, start = run.s, time.time()
+    s, since = run.s, time.time()
     reference = grpo.reference_policy(run) if s.kl else None
     mixture, val = run.state.get("mixture", {}), run.state.get("val", {})
     if s.eval_every and not first:
@@ -728,7 +733,7 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
         rows.append(row)
         seconds, gb = run.log_step("rl", step, row, began, times)
         speed = grpo.summed([times.get("sampled", 0)])[0] / max(times["rollout"], 1e-9)
-        left = grpo.time_left(start, step - first, s.steps - first)
+        left = grpo.time_left(since, step - first, s.steps - first)
         print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | "
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:

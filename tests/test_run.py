@@ -53,7 +53,7 @@ def test_help_lists_every_command_and_every_setting(program, argv, capsys):
         [line] = re.findall(rf"^  --{field.name}=.*", out, re.M)
         assert line.startswith(f"  --{field.name}={field.default}")
         assert len(line.split("  ")) > 2, f"{line} says nothing"
-    assert "--lr=0.00025" in out and "for the tiny model; a real checkpoint wants 1e-6" in out
+    assert f"--lr={program.Settings.lr}" in out and "for the tiny model; a real checkpoint wants 1e-6" in out
 
 
 # ---- from outside
