@@ -1189,7 +1189,14 @@ def _travel_options(rng, aspect, part, wrong, noise, spread) -> dict:
 
 
 def _travel_profiles(rng, wish, wrong) -> list[dict]:
-    """What the wrong options have where something is wished for: some of it differs, or the rest of it, or all."""
+    """What the wrong options have where something is wished for: some of it differs, or the rest of it, or all.
+
+    Fewer than nine make no square of corners, and what suits would have most in common: there, all differs.
+    """
+    if wrong < 9:
+        others = {c: rng.sample([v for v in TRAVEL_WISHES[c] if v != wish[c]], len(TRAVEL_WISHES[c]) - 1) for c in wish}
+        # by threes, as what suits; a matter of two values repeats its other one
+        return [{c: values[n // 3 % len(values)] for c, values in others.items()} for n in range(wrong)]
     profiles, corner = [], wish
     while len(profiles) < wrong:
         columns = rng.sample(sorted(wish), len(wish))

@@ -47,15 +47,15 @@ class Settings(grpo.RunSettings):
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
-    slip: float = 0.7               # how careless: probability of a poor move; RL has to find the others
-    sft_steps: int = 800            # optimiser steps
+    slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
+    sft_steps: int = 900            # optimiser steps
     reading: float = 0.06           # share of the SFT steps in which a tiny model only reads, in place of pre-training
     demos: int = 10_000             # training tasks per gym that are demonstrated, in turn; RL has later ones
     sft_tokens: int = 3000          # tokens of demonstrations per optimiser step
     facts: int = 16                 # lines of plain text a step while a tiny model reads, half as many once it imitates
     drills: int = 32                # pieces of demonstrations a step while it reads, three quarters of that later
     # GRPO
-    steps: int = 44                 # each: rollouts, then an update
+    steps: int = 42                 # each: rollouts, then an update
     lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
     mixture: str = "equal"          # whose tasks: "equal", in turn, or "signal", more from gyms whose rollouts differ
     updates: int = 1                # optimiser steps per batch of rollouts
@@ -77,7 +77,7 @@ class Settings(grpo.RunSettings):
     max_turns: int = 16             # of a conversation
     tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
     choice: str = "single"          # travel: one answer per aspect, or "multi"
-    wrong: int = 9                  # travel: wrong options per aspect (UserBench: 10); below 9, counting beats asking
+    wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)
