@@ -1057,10 +1057,21 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
 MARKER = "trainer.json"  # written last: with it, all else is there
 
 
+def marker(path):
+    """What the marker of a checkpoint says; None if it is missing, or was not written to its end."""
+    try:
+        with open(os.path.join(path, MARKER), "rb") as f:
+            saved = json.load(f)
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(saved, dict) and {"state", "optimizer"} <= saved.keys()
+    return saved if whole else None
+
+
 def complete_checkpoint(path):
     """A complete copy of a checkpoint: `path`, else what a kill between two renames left beside it."""
     copies = path, path + ".tmp", path + ".old"
-    return next((copy for copy in copies if os.path.isfile(os.path.join(copy, MARKER))), None)
+    return next((copy for copy in copies if marker(copy)), None)
 
 
 def checkpoint_of(path):
@@ -1090,7 +1101,7 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
     path = os.path.abspath(os.path.expanduser(str(path)))
     temp, old = path + ".tmp", path + ".old"
     try:
-        if os.path.exists(path) and not os.path.isfile(os.path.join(path, MARKER)) and os.listdir(path):
+        if os.path.exists(path) and not marker(path) and os.listdir(path):
             raise PolicyError(f"cannot save to {path}: it holds something that is not a complete checkpoint")
         # finish the renames that a kill interrupted
         found = complete_checkpoint(path)
@@ -1133,12 +1144,10 @@ def load_checkpoint(path, device=None):
     found = complete_checkpoint(checkpoint_of(path))
     if found is None:
         there = os.path.isdir(path)
-        reason = f"{MARKER} is missing, so it was not written to its end" if there else "the folder does not exist"
-        raise PolicyError(f"no checkpoint at {path}: {reason}")
-    optimizer = None
+        why = f"{MARKER} is missing or damaged, as if never written to its end" if there else "the folder does not exist"
+        raise PolicyError(f"no checkpoint at {path}: {why}")
+    optimizer, saved = None, marker(found)
     try:
-        with open(os.path.join(found, MARKER)) as f:
-            saved = json.load(f)
         model, tokenizer = load_policy(found, device)
         if saved["optimizer"]:
             optimizer = make_optimizer(model, **saved["optimizer"])
@@ -1442,12 +1451,13 @@ def first_policy(run, texts, base=None):
     """Give the run its policy, then make its folder.
 
     The policy is that of the run's checkpoint if it goes on, or of the one at `base`. Else there is no optimizer yet,
-    and the model is a tiny one made from scratch with the vocabulary of texts(), or --model.
+    and the model is a tiny one made from scratch with the vocabulary of texts(), or --model. PolicyError if a
+    checkpoint is there but damaged: nothing is begun anew that was learned before.
     """
     s, run.optimizer = run.s, None
     places = [run.path / "checkpoint"] if s.resume else []
     places += [base] if base else []
-    found = [place for place in places if complete_checkpoint(str(place))]
+    found = [place for place in places if complete_checkpoint(str(place)) or place.exists()]
     if found:
         run.model, run.tokenizer, run.optimizer, run.state = load_checkpoint(found[0], device=s.device or None)
     elif s.model == "tiny":

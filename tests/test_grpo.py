@@ -1046,7 +1046,7 @@ def test_missing_and_half_written_checkpoints(fresh, tmp_path):
         grpo.load_checkpoint(tmp_path / "c")
     model, tok = fresh
     grpo.save_checkpoint(tmp_path / "c", model, tok, grpo.make_optimizer(model, 1e-3), {})
-    for name, message in (("trainer.json", "trainer.json is missing"), ("optimizer.safetensors", "damaged"),
+    for name, message in (("trainer.json", "trainer.json is missing or damaged"), ("optimizer.safetensors", "damaged"),
                           ("model.safetensors", "damaged"), ("config.json", "damaged")):
         data = (tmp_path / "c" / name).read_bytes()
         (tmp_path / "c" / name).unlink()
@@ -1059,6 +1059,27 @@ def test_missing_and_half_written_checkpoints(fresh, tmp_path):
                 grpo.load_checkpoint(tmp_path / "c", device="cpu")
         (tmp_path / "c" / name).write_bytes(data)
     grpo.load_checkpoint(tmp_path / "c", device="cpu")
+
+
+@pytest.mark.parametrize("size", [0, 0.5, 0.99])
+def test_a_marker_cut_short_is_no_checkpoint(fresh, tmp_path, size):
+    """Killed inside the write of the marker: the half copy was taken for a complete one, and nothing could be resumed
+    or saved there again."""
+    model, tok = fresh
+    path = tmp_path / "c"
+    for earlier in (False, True):
+        if earlier:
+            grpo.save_checkpoint(path, model, tok, None, {"step": 1})
+        grpo.save_checkpoint(tmp_path / "c.tmp", model, tok, None, {"step": 2})
+        text = (tmp_path / "c.tmp/trainer.json").read_bytes()
+        (tmp_path / "c.tmp/trainer.json").write_bytes(text[:int(size * len(text))])
+        if earlier:
+            assert grpo.load_checkpoint(path, device="cpu")[3] == {"step": 1}
+        else:
+            assert grpo.complete_checkpoint(str(path)) is None
+        grpo.save_checkpoint(path, model, tok, None, {"step": 3})
+        assert grpo.load_checkpoint(path, device="cpu")[3] == {"step": 3}
+        assert os.listdir(tmp_path) == ["c"]
 
 
 KILLS = {"makedirs": (os, "makedirs", 1), "save_pretrained": (PreTrainedTokenizerFast, "save_pretrained", 1),

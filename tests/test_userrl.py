@@ -422,9 +422,14 @@ def test_a_resumed_run_refuses_other_settings(echo, capsys):
 
 def test_half_a_checkpoint_is_one_clear_line(echo, capsys):
     assert userrl.main(["sft", "--name=a", *LIVE]) == 0
-    weights = Path("runs/a/checkpoint/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
+    weights, marker = (Path("runs/a/checkpoint", name) for name in ("model.safetensors", "trainer.json"))
+    whole = marker.read_bytes()
+    marker.write_bytes(whole[:20])
     capsys.readouterr()
+    assert userrl.main(["sft", "--name=a", "--resume=True"]) == 2       # and not all of it anew
+    assert "trainer.json is missing or damaged" in capsys.readouterr().err
+    marker.write_bytes(whole)
+    weights.write_bytes(weights.read_bytes()[:1000])
     assert userrl.main(["sft", "--name=a", "--resume=True"]) == 2
     assert userrl.main(["eval", "--model=runs/a/checkpoint", "--workers=1"]) == 2
     err = capsys.readouterr().err
