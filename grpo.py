@@ -42,6 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -128,14 +129,16 @@ def load_policy(name_or_path, device=None, dtype=None):
     path_like = given.startswith((".", "/", "~", "runs/")) or given.endswith("/") or given.count("/") > 1
     if (path_like or "\\" in given or not given) and not os.path.isdir(name):
         raise PolicyError(f"no checkpoint at {given!r}: the folder does not exist")
+    for file, sum_then in ((marker(name) or {}).get("files") or {}).items():
+        if file != OPTIMIZER:
+            unchanged(name, file, sum_then)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PolicyError(f"cannot load a policy from {name}: {reason}") from error
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    except Exception as error:  # what damaged files make of three libraries is of every kind, plain Exception too
+        raise PolicyError(f"cannot load a policy from {name}: {reason(error)}") from error
     chat_ends(tokenizer)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     # Views of the mapped file lie at odd addresses, where a CPU's last bits come out differently.
     for p in model.parameters():
         p.data = p.data.clone()
@@ -1055,17 +1058,47 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 MARKER = "trainer.json"  # written last: with it, all else is there
+OPTIMIZER = "optimizer.safetensors"
+
+
+def checksum(data):
+    """CRC-32 of plain data as JSON: the same after it was written and read."""
+    return zlib.crc32(json.dumps(data).encode())
+
+
+def file_checksum(path):
+    """CRC-32 of a file, read piece by piece."""
+    total = 0
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20):
+            total = zlib.crc32(piece, total)
+    return total
+
+
+def unchanged(folder, name, sum_then):
+    """PolicyError if a file of a checkpoint is no longer what was saved: one flipped bit of a weight says nothing."""
+    try:
+        now = file_checksum(os.path.join(folder, name))
+    except OSError as error:
+        raise PolicyError(f"checkpoint {folder} is damaged: {reason(error)}") from error
+    if now != sum_then:
+        raise PolicyError(f"checkpoint {folder} is damaged: {name} is not what was saved (its checksum differs)")
 
 
 def marker(path):
-    """What the marker of a checkpoint says; None if it is missing, or was not written to its end."""
+    """What the marker of a checkpoint says; None if it is missing, damaged, or was not written to its end.
+
+    state, optimizer (its options), files: name -> checksum; its own checksum last. Older ones have none.
+    """
     try:
         with open(os.path.join(path, MARKER), "rb") as f:
             saved = json.load(f)
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(saved, dict) and {"state", "optimizer"} <= saved.keys()
-    return saved if whole else None
+    if not isinstance(saved, dict) or not {"state", "optimizer"} <= saved.keys():
+        return None
+    own = saved.pop("checksum", None)
+    return saved if own is None or own == checksum(saved) else None
 
 
 def complete_checkpoint(path):
@@ -1111,18 +1144,19 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
         os.makedirs(temp)
         model.save_pretrained(temp)
         tokenizer.save_pretrained(temp)
-        saved = {"state": state or {}, "optimizer": None}
+        saved = {"state": state or {}, "optimizer": None, "files": {}}
         if optimizer is not None:
             tensors = {}
             for name, p, master in optimizer.pairs:
                 kept = {**optimizer.state[master], **({} if master is p else {"master": master})}
                 tensors |= {f"{name}|{key}": value.contiguous() for key, value in kept.items()}
-            save_file(tensors, os.path.join(temp, "optimizer.safetensors"))
+            save_file(tensors, os.path.join(temp, OPTIMIZER))
             saved["optimizer"] = optimizer.options
-        for name in os.listdir(temp):
+        for name in sorted(os.listdir(temp)):
             sync(os.path.join(temp, name))
+            saved["files"][name] = file_checksum(os.path.join(temp, name))
         with open(os.path.join(temp, MARKER), "w") as f:
-            json.dump(saved, f)
+            json.dump({**saved, "checksum": checksum(saved)}, f)
             f.flush()
             os.fsync(f.fileno())
         sync(temp)
@@ -1132,27 +1166,34 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
         os.rename(temp, path)
         sync(os.path.dirname(path))
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except PolicyError:
+        raise
+    except Exception as error:  # of a full disk the tokenizers say so by a plain Exception
         shutil.rmtree(temp, ignore_errors=True)
-        raise PolicyError(f"cannot save to {path}: {error}") from error
+        raise PolicyError(f"cannot save to {path}: {reason(error)}") from error
 
 
 @torch.no_grad()
 def load_checkpoint(path, device=None):
-    """(model, tokenizer, optimizer or None, state) as saved; moments and master weights are restored bit for bit."""
+    """(model, tokenizer, optimizer or None, state) as saved; moments and master weights are restored bit for bit.
+
+    PolicyError, in one line, if there is none, or a file of it is not what was saved.
+    """
     path = os.path.abspath(os.path.expanduser(str(path)))
     found = complete_checkpoint(checkpoint_of(path))
     if found is None:
         there = os.path.isdir(path)
-        why = f"{MARKER} is missing or damaged, as if never written to its end" if there else "the folder does not exist"
+        why = f"{MARKER} is missing or damaged, or not written to its end" if there else "the folder does not exist"
         raise PolicyError(f"no checkpoint at {path}: {why}")
     optimizer, saved = None, marker(found)
+    model, tokenizer = load_policy(found, device)
+    if OPTIMIZER in (saved.get("files") or {}):
+        unchanged(found, OPTIMIZER, saved["files"][OPTIMIZER])
     try:
-        model, tokenizer = load_policy(found, device)
         if saved["optimizer"]:
             optimizer = make_optimizer(model, **saved["optimizer"])
             masters = {name: master for name, _, master in optimizer.pairs}
-            with safe_open(os.path.join(found, "optimizer.safetensors"), "pt") as f:
+            with safe_open(os.path.join(found, OPTIMIZER), "pt") as f:
                 for key in f.keys():
                     name, what = key.rsplit("|", 1)
                     master, value = masters[name], f.get_tensor(key)
@@ -1160,8 +1201,8 @@ def load_checkpoint(path, device=None):
                         master.copy_(value)
                     else:
                         optimizer.state[master][what] = value if what == "step" else value.clone().to(master.device)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise PolicyError(f"checkpoint {found} is damaged: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        raise PolicyError(f"checkpoint {found} is damaged: {reason(error)}") from error
     return model, tokenizer, optimizer, saved["state"]
 
 
@@ -1268,7 +1309,7 @@ class Run:
             raise ValueError("--resume=True needs the --name of the run to go on with")
         names = [command] + [f"{command}-{i}" for i in range(2, 10_000)]
         free = next(name for name in names if not (Path("runs") / name).exists())
-        self.s, self.command, self.path = s, command, Path("runs") / (s.name or free) / part
+        self.s, self.command, self.part, self.path = s, command, part, Path("runs") / (s.name or free) / part
         self.state = {"phase": "", "step": 0}                           # of the last checkpoint
         if s.resume:
             self._resume()
@@ -1279,6 +1320,8 @@ class Run:
         self.writes = rank() == 0
         path, self.evals = gather([str(self.path), self.read("eval.json", {})])[0]
         self.path = Path(path)
+        for label, result in self.evals.items():
+            self._check(label, result)
 
     def begin(self):
         """Make the folder: only when model and user are there, so that a wrong one leaves nothing behind.
@@ -1290,48 +1333,79 @@ class Run:
             self._rewind()
         elif self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write("config.json", {"command": self.command, **dataclasses.asdict(self.s)})
+            settings = {"command": self.command, **dataclasses.asdict(self.s)}
+            self.write("config.json", {**settings, "checksum": checksum(settings)})
 
     def _rewind(self):
+        """Cut the logs back to the checkpoint. What cannot be read, or is gone, is said."""
         reached = PHASES[self.state["phase"]], self.state["step"]
+        if reached[1] and not self.evals and not self.part:
+            print(f"! {self.path / 'eval.json'} is missing, and what was measured before", flush=True)
         for file in LOGS:
-            if not (self.path / file).exists():
-                continue
-            kept = []
-            for line in (self.path / file).read_text().splitlines():
+            path, kept, steps, bad = self.path / file, [], [], []
+            whole = path.read_bytes() if path.exists() else b""
+            lines = whole.splitlines()
+            for number, line in enumerate(lines, 1):
                 try:
-                    row = json.loads(line)
-                except ValueError:                                      # cut short by the kill
-                    break
-                if (PHASES[row["phase"]], row["step"]) <= reached:
-                    kept.append(line + "\n")
+                    row = json.loads(line.decode())
+                    if (PHASES[row["phase"]], row["step"]) > reached:
+                        continue
+                except (ValueError, LookupError, TypeError, RecursionError):
+                    bad.append(number)
+                    continue
+                kept.append(line.decode() + "\n")
+                if row["phase"] == self.state["phase"]:
+                    steps.append(row["step"])
+            if bad and bad[-1] == len(lines) and not whole.endswith(b"\n"):
+                bad.pop()                                               # cut short by the kill
+            if bad:
+                print(f"! {path}: left out what cannot be read, line {', '.join(map(str, bad))}", flush=True)
+            elif reached[1] and file == "metrics.jsonl" and steps != [*range(min(steps, default=0), reached[1] + 1)]:
+                print(f"! {path} lacks steps that came before the checkpoint, or has them twice", flush=True)
             self._replace(file, "".join(kept))
 
     def _resume(self):
         saved, file = self.read("config.json", None), self.path / "config.json"
-        if not isinstance(saved, dict):
-            raise ValueError(f"nothing to resume: {file} is missing or unreadable")
+        if saved is None:
+            raise ValueError(f"nothing to resume: {file} is missing")
+        sealed = saved.pop("checksum", None)
+        intact = sealed in (None, checksum(saved))
         if saved.pop("command", None) != self.command:
             raise ValueError(f"{self.path} was not started by '{self.command}'")
         other = ValueError(f"{file} was written by another version")
         if set(saved) != {each.name for each in dataclasses.fields(self.s)}:
             raise other
+        if not intact:
+            raise ValueError(f"{file} is not what was written when the run began (its checksum differs)")
         try:
             saved = type(self.s)(**saved)
             saved.check()
-        except TypeError:
+        except (TypeError, AttributeError):
             raise other from None
         for each in dataclasses.fields(saved):
             now, before = getattr(self.s, each.name), getattr(saved, each.name)
             if each.name not in ("name", "resume") and now not in (each.default, before):
                 raise ValueError(f"a resumed run keeps its settings: --{each.name} was {before!r} when it began")
         self.s = dataclasses.replace(saved, name=self.s.name, resume=True)
+        self.read("talks.json", {})                                     # better now than after the training
 
     def read(self, file, default):
+        """What a file of the run holds; ValueError if it is there and cannot be read, so that nobody overwrites it."""
         try:
-            return json.loads((self.path / file).read_text())
-        except (OSError, ValueError):
+            data = json.loads((self.path / file).read_bytes())
+        except FileNotFoundError:
             return default
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path / file} cannot be read: {reason(error)}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{self.path / file} cannot be read: it is not what a run writes")
+        return data
+
+    def _check(self, label, result):
+        """ValueError if an evaluation is no longer what was written. Older ones have no checksum."""
+        rest = dict(result) if isinstance(result, dict) else {"checksum": "none"}
+        if rest.pop("checksum", None) not in (None, checksum([label, rest])):
+            raise ValueError(f"{self.path / 'eval.json'} is damaged: {label!r} is not what was written")
 
     def write(self, file, data):
         if self.writes:
@@ -1367,7 +1441,8 @@ class Run:
     def evaluate(self, label, measure):
         """What measure() gives, kept in eval.json, so that a resumed run measures only what failed."""
         if "failed" in self.evals.get(label, {"failed": ""}):
-            self.evals[label] = measure()
+            result = measure()
+            self.evals[label] = {**result, "checksum": checksum([label, result])}
             self.write("eval.json", self.evals)
         if interrupted:
             raise Stop
@@ -1472,9 +1547,15 @@ def first_policy(run, texts, base=None):
 
 
 def reference_policy(run):
-    """The frozen policy that RL started from, for the KL; on disk, so that a resumed run has the same one."""
+    """The frozen policy that RL started from, for the KL; on disk, so that a resumed run has the same one.
+
+    PolicyError if RL is under way and it is gone: today's policy is not what RL started from.
+    """
     folder = run.path / "reference"
-    if run.writes and not (folder / "config.json").exists():
+    saved = complete_checkpoint(str(folder))
+    if not saved and run.state["phase"] == "rl" and run.state["step"]:
+        raise PolicyError(f"{folder} is missing or damaged, and with it the policy that RL started from")
+    if run.writes and not saved:
         save_checkpoint(folder, run.model, run.tokenizer)
     gather("saved")                                                     # nobody reads before it is written
     return load_policy(str(folder.resolve()), device=run.s.device or None)[0]

@@ -675,19 +675,33 @@ def spoken_note(note: str, p: Persona, rng: random.Random) -> str:
     return envs.capital(note) + (" Thank you." if p.manner == "polite" else "")
 
 
-def demonstration(env: CallEnv, rng: random.Random, slip: float, ask=None) -> list[dict]:
-    """A call with the teacher as chat messages.  `ask` (prompt -> text) may write the turns; failures are scripted."""
+class Teacher:
+    """Any callable prompt -> text as the teacher.  It may fail or ramble: then the script speaks, and it is counted."""
+
+    def __init__(self, ask):
+        self.ask, self.unused, self.failed = ask, 0, ""                 # failed: why, the first time
+
+    def write(self, prompt: str, mode: str, scripted: str) -> str:
+        """Its turn, if that has the form; else the scripted one."""
+        try:
+            theirs = str(self.ask(prompt)).strip()
+            if valid(read_reply(theirs, mode), mode):
+                return theirs
+            why = "not in the form"
+        except Exception as error:                                      # it costs its turn, not the run
+            why = f"{type(error).__name__}: {grpo.reason(error)}"
+        self.unused, self.failed = self.unused + 1, self.failed or why
+        return scripted
+
+
+def demonstration(env: CallEnv, rng: random.Random, slip: float, model: Teacher | None = None) -> list[dict]:
+    """A call with the teacher as chat messages.  A model may write its turns."""
     first, _ = env.reset()
     talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
     while True:
         text = teacher(env, rng, slip)
-        if ask:
-            # a teacher that fails costs its turn, not the run
-            try:
-                theirs = str(ask("\n\n".join([FORMAT, *(m["content"] for m in talk)]))).strip()
-                text = theirs if valid(read_reply(theirs, env.mode), env.mode) else text
-            except Exception:
-                pass
+        if model:
+            text = model.write("\n\n".join([FORMAT, *(m["content"] for m in talk)]), env.mode, text)
         talk.append({"role": "assistant", "content": text})
         feedback, _, over, _, _ = drive(env.turn(text), env.user)
         if over:
@@ -872,16 +886,26 @@ class Judge:
     slow = True                         # asked on threads, while other calls go on
 
     def __init__(self, ask):
-        self.ask, self.unused = ask, 0  # unused: turns for which it gave no verdict
+        self.ask, self.unused, self.failed = ask, 0, ""     # turns for which it gave no verdict; why, the first time
 
     def answer(self, prompts: list[str]) -> list[str]:
         out = []
         for prompt in prompts:
             try:
                 out.append(str(self.ask(prompt)))
-            except Exception:
+            except Exception as error:
+                self.failed = self.failed or f"{type(error).__name__}: {grpo.reason(error)}"
                 out.append("")
         return out
+
+
+def tell_unheard(who: str, model) -> None:
+    """Print in how many turns the judge or teacher was not heard, by any process, and why the first time."""
+    [unused] = grpo.summed([model.unused])
+    reasons = [why for why in grpo.gather(model.failed) if why]
+    if unused:
+        print(f"   ! {who} was not heard in {unused:.0f} turns, the rules stood in: {(reasons or ['it rambled'])[0]}",
+              flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -1296,6 +1320,12 @@ def remote(address: str):
     return ask
 
 
+@lru_cache
+def teacher_of(address: str) -> Teacher | None:
+    """One in a process, so that it counts all its turns."""
+    return Teacher(remote(address)) if address else None
+
+
 def judge_of(address: str) -> Judge | None:
     return Judge(remote(address)) if address else None
 
@@ -1373,8 +1403,7 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
         task = note_task(line, make_persona(rng), number)
     else:
         task = make_task(kind, number, "train", sops, personas)
-    ask = remote(s.teacher) if s.teacher else None
-    return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, ask)
+    return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, teacher_of(s.teacher))
 
 
 def reading_steps(s: Settings) -> int:
@@ -1556,6 +1585,8 @@ def collect(s: Settings, engine, step: int, times: dict):
         seeds += [(s.seed, 3, step, i, again) for again in range(s.group)]
     drawn = grpo.rollout(engine, todo, groups=groups, seeds=seeds, temperature=s.temperature,
                          max_new_tokens=s.max_new_tokens, clock=times)
+    if judge:
+        tell_unheard(f"step {step}: the judge {s.judge}", judge)
     talks, played = [], []
     for talk, env in zip(drawn, todo):
         if talk.turn_rewards and talk.status != "user_error":
@@ -1643,7 +1674,11 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
     def draw(step, number):
         if s.model == "tiny" and step == reading_steps(s) + 1:          # where the baselines begin
             run.save("read", phase="sft", step=step - 1)
-        return lesson(s, run.tokenizer, step), number
+        batch = lesson(s, run.tokenizer, step)
+        # at once, for an address that was mistyped, and then now and again
+        if s.teacher and (step in (reading_steps(s) + 1, s.sft_steps) or step % 100 == 0):
+            tell_unheard(f"until step {step} the teacher {s.teacher}", teacher_of(s.teacher))
+        return batch, number
     grpo.first_policy(run, texts, base)
     tell = partial(measure, run, run.engine)
     if not run.optimizer:
@@ -1701,7 +1736,9 @@ def as_trained(s: Settings) -> Settings:
     try:
         saved = json.loads((folder.parent / "config.json").read_text())
         return dataclasses.replace(s, model=str(folder), mode=saved["mode"], long=saved["long"])
-    except (OSError, ValueError, KeyError, TypeError):                  # not a run of ours
+    except ValueError as error:
+        raise ValueError(f"{folder.parent / 'config.json'} cannot be read: {grpo.reason(error)}") from None
+    except (OSError, KeyError, TypeError):                              # not a run of ours
         return dataclasses.replace(s, model=str(folder))
 
 

@@ -1082,6 +1082,51 @@ def test_a_marker_cut_short_is_no_checkpoint(fresh, tmp_path, size):
         assert os.listdir(tmp_path) == ["c"]
 
 
+def test_a_flipped_bit_is_noticed_and_older_checkpoints_load(fresh, tmp_path):
+    """A flipped bit in the middle of the weights loaded, and talked and learned on."""
+    model, tok = fresh
+    path = tmp_path / "c"
+    grpo.save_checkpoint(path, model, tok, grpo.make_optimizer(model, 1e-3), {"step": 7})
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer.json"):
+        data = (path / name).read_bytes()
+        at = data.index(b"7") if name == "trainer.json" else len(data) - 9
+        (path / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        with pytest.raises(grpo.PolicyError, match=name) as error:
+            grpo.load_checkpoint(path, device="cpu")
+        assert "\n" not in str(error.value)
+        if name == "model.safetensors":
+            with pytest.raises(grpo.PolicyError, match="model.safetensors is not what was saved"):
+                grpo.load_policy(path, device="cpu")
+        else:
+            grpo.load_policy(path, device="cpu")                # a policy needs no optimizer
+        (path / name).write_bytes(data)
+    saved = json.loads(data)
+    assert list(saved["files"]) == sorted(name for name in os.listdir(path) if name != "trainer.json")
+    (path / "trainer.json").write_text(json.dumps({key: saved[key] for key in ("state", "optimizer")}))
+    (path / "config.json").write_text((path / "config.json").read_text() + " ")
+    assert grpo.load_checkpoint(path, device="cpu")[3] == {"step": 7}
+
+
+def test_a_damaged_model_from_elsewhere_is_one_line(fresh, tmp_path):
+    """The tokenizers library raises plain Exceptions, and an empty message has no first line."""
+    model, tok = fresh
+    grpo.save_checkpoint(tmp_path / "c", model, tok)
+    (tmp_path / "c/trainer.json").unlink()
+    rng, refused = random.Random(0), 0
+    for path in sorted((tmp_path / "c").iterdir()):
+        data = path.read_bytes()
+        for broken in (b"", data[:len(data) // 2], b"{}", b"[3]", rng.randbytes(40), b"[" * 100_000):
+            path.write_bytes(broken)
+            try:
+                grpo.load_policy(tmp_path / "c", "cpu")
+            except grpo.PolicyError as error:
+                assert "\n" not in str(error)
+                refused += 1
+        path.write_bytes(data)
+    assert refused > 15
+    grpo.load_policy(tmp_path / "c", "cpu")
+
+
 KILLS = {"makedirs": (os, "makedirs", 1), "save_pretrained": (PreTrainedTokenizerFast, "save_pretrained", 1),
          "json": (json, "dump", 1), "rename 1": (os, "rename", 1), "rename 2": (os, "rename", 2),
          "last rmtree": (grpo.shutil, "rmtree", 3)}

@@ -11,6 +11,7 @@ import envs
 import grpo
 import userlm_r1 as u
 import userrl
+from test_userrl import MY_MODEL
 
 PERSONA = u.Persona("Maria", 34, "nurse", "Turin", "ISTJ", "slow", "brief", "patient", "polite", "honestly",
                     "works nights")
@@ -563,10 +564,36 @@ def test_a_judge_that_fails_loses_nothing():
 
 def test_a_teacher_that_rambles_is_replaced_by_the_script():
     for ask in (lambda prompt: "blah", broken):
-        talk = u.demonstration(u.CallEnv(u.make_task("call", 1, "train")), random.Random(0), 0, ask)
+        model = u.Teacher(ask)
+        talk = u.demonstration(u.CallEnv(u.make_task("call", 1, "train")), random.Random(0), 0, model)
+        assert model.unused == sum(m["role"] == "assistant" for m in talk)
+        assert model.failed == ("RuntimeError: server down" if ask is broken else "not in the form")
         assert all(u.valid(u.read_reply(m["content"])) for m in talk if m["role"] == "assistant")
-    talk = u.demonstration(u.CallEnv(task(CLAIM)), random.Random(0), 1.0, lambda prompt: GOOD)
+    talk = u.demonstration(u.CallEnv(task(CLAIM)), random.Random(0), 1.0, u.Teacher(lambda prompt: GOOD))
     assert talk[-1]["content"] == GOOD
+
+
+def test_a_dead_judge_and_a_dead_teacher_are_said(here, capsys, monkeypatch):
+    """A run with both dead said nothing and ended well."""
+    monkeypatch.setattr(u, "remote", lambda address: broken)
+    u.teacher_of.cache_clear()
+    Path("my_model.py").write_text(MY_MODEL)
+    assert u.main(["sft", *SMALL, "--sft_steps=1", "--model=my_model:small", "--teacher=t@http://x"]) == 0
+    u.teacher_of.cache_clear()
+    [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("   ! ")]
+    assert re.fullmatch(r"   ! until step 1 the teacher t@http://x was not heard in [1-9]\d* turns, "
+                        "the rules stood in: RuntimeError: server down", said)
+
+    def rollout(engine, todo, groups, **options):
+        talks = []
+        for env, group in zip(todo, groups):
+            u.demonstration(env, random.Random(0), 0.0)
+            talks.append(grpo.Trajectory(turn_rewards=[1.0] * len(env.log), group=group))
+        return talks
+    monkeypatch.setattr(grpo, "rollout", rollout)
+    u.collect(u.Settings(judge="j@http://y", tasks=1, group=2, calls=0), None, 3, {})
+    assert capsys.readouterr().out == ("   ! step 3: the judge j@http://y was not heard in 2 turns, "
+                                       "the rules stood in: RuntimeError: server down\n")
 
 
 @pytest.mark.parametrize("content, say, kept", [

@@ -1,7 +1,9 @@
 """The command line as its users meet it: it learns, resumes bit for bit, repeats itself, and survives bad input."""
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -412,6 +414,10 @@ def test_a_resumed_run_refuses_other_settings(echo, capsys):
     assert userrl.main(["sft", "--name=a", "--resume=True", "--sft_steps=9"]) == 2
     assert "--sft_steps was 6" in capsys.readouterr().err
     config = json.loads(Path("runs/a/config.json").read_text())
+    Path("runs/a/config.json").write_text(json.dumps({**config, "seed": 1}))
+    assert userrl.main(["sft", "--name=a", "--resume=True"]) == 2
+    assert "config.json is not what was written" in capsys.readouterr().err
+    del config["checksum"]                                      # older runs have none
     # without a setting that came later: its default went on with the run, whatever it had been before
     older = {key: value for key, value in config.items() if key != "slip"}
     for other in (older, {**config, "colour": 3}, {**config, "slip": "much"}):
@@ -434,6 +440,56 @@ def test_half_a_checkpoint_is_one_clear_line(echo, capsys):
     assert userrl.main(["eval", "--model=runs/a/checkpoint", "--workers=1"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 2 and "runs/a/checkpoint" in err
+
+
+def damaged(data: bytes, kind: str, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    if kind == "cut":
+        return data[:at]
+    if kind == "flipped":
+        return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
+    return {"empty": b"", "list": b"[3]", "noise": rng.randbytes(50)}[kind]
+
+
+def test_a_damaged_run_goes_on_exactly_or_says_why(echo, capsys, monkeypatch):
+    """Weights with a flipped bit were taken; evaluations that could not be read were overwritten; a bad line in
+    metrics.jsonl took the good ones after it along; without reference/ today's policy was the reference; all silent.
+    Other damage was a traceback."""
+    quick = [*LIVE, "--gyms=echo_gym:Echo", "--sft_steps=1", "--steps=2", "--tasks=1", "--eval_tasks=1", "--demos=2",
+             "--vocab_size=300", "--save_every=1", "--name=a"]
+    real, again = grpo.Run.finish_step, ["demo", "--name=a", "--resume=True"]
+
+    def press(run, step, last, phase, **state):
+        grpo.interrupted = (phase, step) == ("rl", 1)
+        real(run, step, last, phase, **state)
+    monkeypatch.setattr(grpo.Run, "finish_step", press)
+    assert userrl.main(["demo", *quick]) == 130
+    monkeypatch.setattr(grpo.Run, "finish_step", real)
+    grpo.interrupted = False
+    shutil.copytree("runs/a", "stopped")
+    assert userrl.main(again) == 0
+    whole = metrics("a"), evals("a")
+    rng, statuses = random.Random(1), set()
+    files = sorted(str(path.relative_to("stopped")) for path in Path("stopped").rglob("*") if path.is_file())
+    assert {"checkpoint/trainer.json", "reference/model.safetensors", "eval.json", "talks.json"} <= set(files)
+    for file in files:
+        for kind in rng.sample(["gone", "cut", "flipped", "empty", "list", "noise"], 1 if "/" in file else 3):
+            shutil.rmtree("runs/a")
+            shutil.copytree("stopped", "runs/a")
+            path = Path("runs/a", file)
+            if kind == "gone":
+                path.unlink()
+            else:
+                path.write_bytes(damaged(path.read_bytes(), kind, rng))
+            capsys.readouterr()
+            status = userrl.main(again)
+            out, err = capsys.readouterr()
+            said = [line for line in out.splitlines() if line.startswith(f"! runs/a/{file}")]
+            assert status == 2 or said or (metrics("a"), evals("a")) == whole, (file, kind)
+            assert err.count("\n") == (status == 2), (file, kind, err)
+            assert status == 0 or file.split("/")[0] in err, (file, kind, err)
+            statuses.add((status, bool(said)))
+    assert statuses == {(2, False), (0, True), (0, False)}
 
 
 def test_drills_are_cut_from_demonstrations():
