@@ -22,6 +22,13 @@ gradients, and for bf16 checkpoints float32 master weights, because a step of 1e
 from __future__ import annotations
 
 import os
+import signal
+import threading
+
+# The imports take seconds. A Ctrl-C in the midst of them ends the process at once, not in a traceback of theirs.
+first_thread = threading.current_thread() is threading.main_thread()
+if first_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Idle OpenMP threads sleep instead of spinning: beside one other busy process on two cores, spinning made
 # a decode step 30 times slower. Read when torch is first imported; set the variable to choose otherwise.
@@ -37,7 +44,6 @@ import math
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +70,8 @@ from transformers.cache_utils import StaticLayer
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # a bar per checkpoint drowns the step lines
+if first_thread and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class PolicyError(ValueError):
@@ -466,6 +474,15 @@ class Talk:
         traj.extend([*end, *between], 0)
         traj.hear(engine.tokenizer, feedback)
         traj.extend(prompt, 0)
+
+
+def must_fit(engine, envs):
+    """ValueError if in none of the environments (name -> environment) the opening leaves room for a turn."""
+    full = [name for name, env in envs.items() if Talk(engine, env, 0, None).traj.status]
+    if len(full) == len(envs):
+        raise ValueError(f"--context: {engine.max_len} tokens are full before the first turn")
+    if full:
+        print(f"! {', '.join(full)}: the context, {engine.max_len} tokens, is full before the first turn", flush=True)
 
 
 def ask(user, queries):
@@ -1212,8 +1229,8 @@ def load_checkpoint(path, device=None):
 class RunSettings:
     """What every run is set by, as --key=value. A program's Settings inherit these, change defaults and add fields.
 
-    The comments are what --help says. CHOICES (key -> allowed values) and LEAST (key -> smallest number, else 0)
-    are what `check` goes by, ALSO holds other names of a key.
+    The comments are what --help says. CHOICES (key -> allowed values), LEAST and MOST (key -> smallest and largest
+    number, else 0 and a billion) are what `check` goes by, ALSO holds other names of a key.
     """
     # the run
     name: str = ""              # run folder under runs/; empty: the command's name, numbered if it exists
@@ -1260,6 +1277,9 @@ class RunSettings:
     CHOICES = {}
     LEAST = {**dict.fromkeys("hidden layers heads kv_heads workers tasks rows save_every sample_every".split(), 1),
              "head_dim": 2, "group": 2, "max_new_tokens": 2, "context": 64, "vocab_size": 300, "temperature": 1e-3}
+    MOST = {"seed": 2**63 - 1, "workers": 64, "hidden": 2**16, "layers": 1000, "heads": 1024, "head_dim": 1024,
+            "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6, "temperature": 100,
+            "eval_temperature": 100}
     ALSO = {}
 
     @classmethod
@@ -1273,9 +1293,13 @@ class RunSettings:
             if getattr(self, key) not in allowed:
                 raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
         for key, value in dataclasses.asdict(self).items():
-            least = self.LEAST.get(key, 0)
+            least, most = self.LEAST.get(key, 0), self.MOST.get(key, 10**9)
             if isinstance(value, (int, float)) and not value >= least:
                 raise ValueError(f"--{key} must be at least {least}, not {value}")
+            if isinstance(value, (int, float)) and value > most:
+                raise ValueError(f"--{key} may be at most {most}, not {value}")
+        if 0 < self.eval_temperature < 1e-3:
+            raise ValueError(f"--eval_temperature is 0 (greedy) or at least 0.001, not {self.eval_temperature}")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
         if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
@@ -1522,12 +1546,13 @@ def chosen_policy(s):
     return load_policy(s.model, device=s.device or None)
 
 
-def first_policy(run, texts, base=None):
+def first_policy(run, texts, envs, base=None):
     """Give the run its policy, then make its folder.
 
     The policy is that of the run's checkpoint if it goes on, or of the one at `base`. Else there is no optimizer yet,
     and the model is a tiny one made from scratch with the vocabulary of texts(), or --model. PolicyError if a
-    checkpoint is there but damaged: nothing is begun anew that was learned before.
+    checkpoint is there but damaged: nothing is begun anew that was learned before. A turn `must_fit` into one of the
+    envs, name -> environment.
     """
     s, run.optimizer = run.s, None
     places = [run.path / "checkpoint"] if s.resume else []
@@ -1542,7 +1567,10 @@ def first_policy(run, texts, base=None):
         run.model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         run.model, run.tokenizer = chosen_policy(s)
+    if found and (run.optimizer is None or run.state.get("phase") not in PHASES):
+        raise PolicyError(f"{found[0]} holds a policy alone: a run cannot go on from it")
     run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context)
+    must_fit(run.engine, envs)
     run.begin()
 
 
@@ -1699,9 +1727,13 @@ def attempt(argv, doc, kind, commands, file):
     except (ValueError, OSError) as error:                              # PolicyError is a ValueError
         print(f"{file}: {reason(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if getattr(error, "user_error", False):                         # in `play`; a rollout loses one conversation
             print(f"{file}: the user failed: {reason(error)}", file=sys.stderr)
+            return 2
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            print(f"{file}: not enough memory: lower --rows, --context or --micro_tokens, or take a smaller model",
+                  file=sys.stderr)
             return 2
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise

@@ -1271,7 +1271,7 @@ def load_table(path: str, kind: type) -> list:
     try:
         rows = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cannot read {path}: {grpo.reason(error)}") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a JSON list of objects")
     out = []
@@ -1679,7 +1679,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
         if s.teacher and (step in (reading_steps(s) + 1, s.sft_steps) or step % 100 == 0):
             tell_unheard(f"until step {step} the teacher {s.teacher}", teacher_of(s.teacher))
         return batch, number
-    grpo.first_policy(run, texts, base)
+    grpo.first_policy(run, texts, {"call": CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)}, base)
     tell = partial(measure, run, run.engine)
     if not run.optimizer:
         tell("base" if "sft" in phases else "start")
@@ -1757,6 +1757,7 @@ def eval_(s: Settings) -> None:
     if s.model != "teacher":
         model, tokenizer = grpo.chosen_policy(run.s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        grpo.must_fit(policy, {"call": CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)})
     run.begin()
     measure(run, policy, Path(run.s.model).name)
     print_tables(run.evals)

@@ -97,6 +97,7 @@ class Settings(grpo.RunSettings):
                "aggregate": ("token", "sequence", "constant")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1}
+    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
     ALSO = {"gym": "gyms"}
 
     @classmethod
@@ -824,7 +825,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     def texts():
         talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
         return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
-    grpo.first_policy(run, texts)
+    grpo.first_policy(run, texts, {gym: make_env(s, gym, 0, "test", scripted) for gym in gym_names(s)})
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
     size = sum(p.numel() for p in run.model.parameters())
@@ -895,6 +896,7 @@ def eval_(s: Settings) -> None:
     if policy not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        grpo.must_fit(policy, {gym: make_env(s, gym, 0, "test", envs.ScriptedUser()) for gym in gym_names(s)})
     run.begin()
     measure(run, policy, user, s.model)
     print_table(run.evals)

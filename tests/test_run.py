@@ -2,6 +2,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import grpo
@@ -105,6 +107,27 @@ def test_a_process_that_helps_takes_part_in_one_call(here, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         userrl.main(["--help"])
     assert "commands" in capsys.readouterr().out
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch):
+    """They take seconds, and Ctrl-C in the midst of them showed a page of torch. Afterwards all is as before."""
+    seen = []
+    real = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda *args: (seen.append(args), real(*args)))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    source = (ROOT / "grpo.py").read_text()
+    exec(source[:source.index("import contextlib")], {})
+    assert seen == [(signal.SIGINT, signal.SIG_DFL)]
+    real(signal.SIGINT, signal.default_int_handler)
+
+
+def test_too_little_memory_is_one_line(here, capsys, monkeypatch):
+    def start(*args):
+        return torch.zeros(2**50)
+    monkeypatch.setattr(userrl, "start", start)
+    assert userrl.main(["sft"]) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("userrl.py: not enough memory: lower --rows")
 
 
 # ---- processes

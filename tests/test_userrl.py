@@ -324,6 +324,12 @@ BAD = """
     demo --steps=-1 | steps
     demo --temperature=0 | temperature
     demo --gamma=2 | gamma
+    demo --lr=inf | --lr may be at most 1000000000, not inf
+    demo --eval_temperature=1e-320 | --eval_temperature is 0 (greedy) or at least 0.001
+    demo --workers=1000 | --workers may be at most 64
+    demo --wrong=999999999 | --wrong may be at most 100
+    demo --seed=99999999999999999999 | --seed may be at most
+    sft --gyms=travel --context=64 | --context: 64 tokens are full before the first turn
     demo --echo=-0.1 | --echo must be at least 0, not -0.1
     sft --sft_echo=-1 | --sft_echo must be at least 0, not -1.0
     demo --workers=0 | workers
