@@ -37,6 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import contextlib
 import dataclasses
 import difflib
+import fcntl
 import importlib
 import inspect
 import json
@@ -1317,6 +1318,7 @@ class Stop(Exception):
 interrupted = False                                                     # by Ctrl-C, in this process or another
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
+held = []                                                               # run folders that this process works in
 LOGS = ("metrics.jsonl", "times.jsonl", "samples.jsonl")
 PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in their order; "": before the first step
 
@@ -1357,6 +1359,7 @@ class Run:
             self._rewind()
         elif self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             settings = {"command": self.command, **dataclasses.asdict(self.s)}
             self.write("config.json", {**settings, "checksum": checksum(settings)})
 
@@ -1386,9 +1389,27 @@ class Run:
                 print(f"! {path}: left out what cannot be read, line {', '.join(map(str, bad))}", flush=True)
             elif reached[1] and file == "metrics.jsonl" and steps != [*range(min(steps, default=0), reached[1] + 1)]:
                 print(f"! {path} lacks steps that came before the checkpoint, or has them twice", flush=True)
-            self._replace(file, "".join(kept))
+            if path.exists():
+                self._replace(file, "".join(kept))
+
+    def _lock(self):
+        """Hold the run folder until this process ends, however it ends. ValueError if another one does.
+
+        The lock is on the folder itself: it leaves nothing behind.
+        """
+        if rank() or self.part:                                         # the first process holds it for all
+            return
+        held.append(os.open(self.path, os.O_RDONLY))
+        try:
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path} is in use: another process works on this run") from None
+        except OSError:                                                 # a file system without locks
+            pass
 
     def _resume(self):
+        if self.path.is_dir():
+            self._lock()
         saved, file = self.read("config.json", None), self.path / "config.json"
         if saved is None:
             raise ValueError(f"nothing to resume: {file} is missing")
@@ -1743,6 +1764,8 @@ def attempt(argv, doc, kind, commands, file):
         return 3
     finally:
         leave(team)
+        while held:
+            os.close(held.pop())
 
 
 # ------------------------------------------------------------------------------------------------ python grpo.py

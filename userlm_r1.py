@@ -1679,7 +1679,8 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
         if s.teacher and (step in (reading_steps(s) + 1, s.sft_steps) or step % 100 == 0):
             tell_unheard(f"until step {step} the teacher {s.teacher}", teacher_of(s.teacher))
         return batch, number
-    grpo.first_policy(run, texts, {"call": CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)}, base)
+    call = CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)
+    grpo.first_policy(run, texts, {"call": call}, base)
     tell = partial(measure, run, run.engine)
     if not run.optimizer:
         tell("base" if "sft" in phases else "start")

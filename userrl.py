@@ -691,7 +691,8 @@ def trend(rows: list[dict]) -> tuple[float, float]:
 
 def logged_steps(run: grpo.Run) -> list[dict]:
     """The RL steps of metrics.jsonl, where a resumed run goes on."""
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    file = run.path / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []      # what is missing, the run has said
     return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
 
 

@@ -414,6 +414,26 @@ def test_a_run_is_never_overwritten(echo, capsys):
     assert "--resume=True" in capsys.readouterr().err and metrics("a") == before
 
 
+def test_a_run_is_resumed_by_one_process_at_a_time(echo, capsys):
+    """The same run, resumed twice at once, had every step twice. A lock dies with its process, and leaves no file."""
+    assert userrl.main(["sft", "--name=a", *LIVE, "--sft_steps=1"]) == 0
+    files = sorted(Path("runs/a").rglob("*"))
+    hold = "import fcntl, os, sys; fcntl.flock(os.open('runs/a', 0), 2); print(1, flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    capsys.readouterr()
+    for argv in (["sft", "--name=a", "--resume=True"], ["sft", "--name=a", *LIVE]):
+        assert userrl.main(argv) == 2
+    assert capsys.readouterr().err.startswith("userrl.py: runs/a is in use: another process works on this run\n")
+    Path("runs/a/config.json").rename("c")                              # it has only just begun
+    assert userrl.main(["sft", "--name=a", *LIVE]) == 2 and "in use" in capsys.readouterr().err
+    Path("c").rename("runs/a/config.json")
+    other.kill()
+    other.communicate()
+    assert userrl.main(["sft", "--name=a", "--resume=True"]) == 0
+    assert sorted(Path("runs/a").rglob("*")) == files
+
+
 def test_a_resumed_run_refuses_other_settings(echo, capsys):
     """--resume=True --steps=400 once went on with the old number of steps and said nothing."""
     assert userrl.main(["sft", "--name=a", *LIVE]) == 0
