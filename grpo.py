@@ -142,8 +142,10 @@ def load_policy(name_or_path, device=None, dtype=None):
         if file != OPTIMIZER:
             unchanged(name, file, sum_then)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", use_safetensors=True)
+        local = os.path.isdir(name)  # then no hub is asked
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", use_safetensors=True,
+                                                     local_files_only=local)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     except Exception as error:  # what damaged files make of three libraries is of every kind, plain Exception too
         raise PolicyError(f"cannot load a policy from {name}: {reason(error)}") from error

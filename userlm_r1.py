@@ -25,10 +25,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import random
 import re
 import sys
 import time
+import urllib.parse
+import urllib.request
 import weakref
 import zlib
 from collections import Counter
@@ -1307,16 +1310,23 @@ def tables(s: Settings) -> tuple:
     return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
 
 
-@lru_cache                                                              # one client, not one a demonstration
 def remote(address: str):
-    """A language model behind an OpenAI-compatible server ("model" or "model@url") as a callable prompt -> text."""
-    from huggingface_hub import InferenceClient
+    """A language model behind an OpenAI-compatible server ("model@url") as a callable prompt -> text.
+
+    It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
+    http://localhost:8000/v1.
+    """
     model, _, url = address.partition("@")
-    client = InferenceClient(base_url=url, timeout=60) if url else InferenceClient(model, timeout=60)
+    key = os.environ.get("KEY_" + re.sub(r"\W", "_", urllib.parse.urlsplit(url).netloc).upper())
+    url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
 
     def ask(prompt: str) -> str:
-        talk = [{"role": "user", "content": prompt}]
-        return client.chat_completion(talk, model=model, max_tokens=600).choices[0].message.content
+        talk = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 600}
+        request = urllib.request.Request(url, json.dumps(talk).encode(), {"Content-Type": "application/json"})
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")   # to no other server that it names
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["choices"][0]["message"]["content"]
     return ask
 
 
@@ -1343,7 +1353,7 @@ class Settings(grpo.RunSettings):
     long: bool = False              # explain the format in the prompt: for models that were not trained on it
     personas: str = ""              # a JSON file of personas; empty: drawn from the tables here
     sops: str = ""                  # a JSON file of SOPs
-    judge: str = ""                 # training judge, "model" or "model@http://server/v1"; empty: the rules
+    judge: str = ""                 # training judge, model@http://server:80/v1 (its key: KEY_SERVER_80); empty: the rules
     eval_judge: str = ""            # evaluation judge: never the training judge
     teacher: str = ""               # a language model as the teacher, in the same form
     # cold start (SFT) on a careless demonstrator
@@ -1380,6 +1390,9 @@ class Settings(grpo.RunSettings):
             raise ValueError("--slip, --calls, --notes and --reading are shares")
         if not weights_of(self):
             raise ValueError("--drop leaves no reward")
+        for key in ("judge", "eval_judge", "teacher"):
+            if not re.fullmatch(r"([^@\s]+@https?://[^@\s/]+[^@\s]*)?", getattr(self, key)):
+                raise ValueError(f"--{key} is model@http://server/v1, not {getattr(self, key)!r}")
         if self.judge and self.judge == self.eval_judge:
             raise ValueError("--eval_judge must not be the judge used in training")
         tables(self)

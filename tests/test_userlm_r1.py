@@ -3,6 +3,8 @@ import functools
 import json
 import random
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -562,6 +564,52 @@ def test_a_judge_that_fails_loses_nothing():
     assert u.Judge(broken).answer(["a", "b"]) == ["", ""]
 
 
+class Server(BaseHTTPRequestHandler):
+    """Says hello to its talk, but goes elsewhere if its address asks for that; keeps what it was sent."""
+    seen = []
+
+    def do_POST(self):
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "null")
+        self.seen.append((self.path, self.headers["Authorization"], sent))
+        if "elsewhere" in self.path:
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/v1")
+        else:
+            self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"choices": [{"message": {"content": "hello"}}]}')
+
+    def do_GET(self):
+        self.headers["Content-Length"] = "0"
+        self.do_POST()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_server_is_sent_no_key_but_its_own(monkeypatch):
+    """--judge=m@http://host sent the Hugging Face token of the house to any host."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_port
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv(f"KEY_LOCALHOST_{port}", "another server's")
+    monkeypatch.setattr(Server, "seen", [])
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 600}
+    path = "/v1/chat/completions"
+    for end in ("", "/", "/v1", "/v1/"):
+        assert u.remote(f"m@http://127.0.0.1:{port}{end}")("hi") == "hello"
+    assert Server.seen == [(path, None, asked)] * 4
+    monkeypatch.setenv(f"KEY_127_0_0_1_{port}", "its own")
+    Server.seen.clear()
+    assert u.remote(f"m@http://127.0.0.1:{port}/v1")("hi") == "hello"
+    u.remote(f"m@http://127.0.0.1:{port}/elsewhere")("hi")
+    assert Server.seen == [(path, "Bearer its own", asked), (f"/elsewhere{path}", "Bearer its own", asked),
+                           ("/v1", None, None)]
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_teacher_that_rambles_is_replaced_by_the_script():
     for ask in (lambda prompt: "blah", broken):
         model = u.Teacher(ask)
@@ -787,7 +835,9 @@ def test_own_sops_and_personas(here, capsys):
     (["train"], "--model"),
     (["eval"], "--model"),
     (["chat"], "--model"),
-    (["--judge=a", "--eval_judge=a"], "judge"),
+    (["--judge=a@http://x", "--eval_judge=a@http://x"], "must not be the judge"),
+    (["--judge=a"], "--judge is model@http://server/v1, not 'a'"),
+    (["--teacher=a@http://name:password@x"], "--teacher is model@"),
     (["--model=/no/such", "--workers=1"], "/no/such"),
     (["--slip=2"], "slip"),
     (["--notes=2"], "notes"),
