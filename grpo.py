@@ -30,6 +30,16 @@ first_thread = threading.current_thread() is threading.main_thread()
 if first_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+
+def end_with(pipe):
+    """On a thread: end this process as soon as the one that holds the other end of the pipe is gone."""
+    os.read(pipe, 1)
+    os._exit(3)
+
+
+if "GRPO_PIPE" in os.environ:                                           # the first process of a run started this one
+    threading.Thread(target=end_with, args=[int(os.environ["GRPO_PIPE"])], daemon=True).start()
+
 # Idle OpenMP threads sleep instead of spinning: beside one other busy process on two cores, spinning made
 # a decode step 30 times slower. Read when torch is first imported; set the variable to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -45,6 +55,7 @@ import math
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -811,12 +822,23 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
+def check_place():
+    """ValueError if the environment says which of how many processes this is, but not as torchrun or `join` do."""
+    place, size = (os.environ.get(key) for key in ("RANK", "WORLD_SIZE"))
+    if (place, size) == (None, None) or dist.is_initialized():
+        return
+    numbers = [text for text in (place, size, os.environ.get("MASTER_PORT")) if re.fullmatch("[0-9]{1,5}", text or "")]
+    if len(numbers) < 3 or int(place) >= int(size):
+        raise ValueError(f"RANK={place} and WORLD_SIZE={size} are set, but not as torchrun sets them: unset both")
+
+
 def join(workers, program):
     """Make one of `workers` processes: under torchrun join the others, else start them as `python` + program.
 
     Each plays and learns from its share of the tasks, gradients are summed. On a CPU two processes of one thread were
     1.7 times as fast as one process of two: in a model this small, threads mostly wait for each other. Returns the
-    processes started here, for `leave`. ValueError if one ends before all have met.
+    processes started here, for `leave`. ValueError if one ends before all have met. Later, at any moment, one that dies
+    ends the others within seconds.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if torch.cuda.is_available():
@@ -832,11 +854,15 @@ def join(workers, program):
         workers, port, started = world(), int(os.environ["MASTER_PORT"]), []
         store = dist.TCPStore("127.0.0.1", port, workers, False, timeout=timedelta(seconds=8))
     else:
-        store = dist.TCPStore("127.0.0.1", 0, workers, True, wait_for_workers=False)
-        shared = {**os.environ, "WORLD_SIZE": str(workers), "MASTER_PORT": str(store.port)}
+        store = meeting_place(workers)
+        shared = {**os.environ, "WORLD_SIZE": str(workers), "MASTER_PORT": str(store.port), "GRPO_CALL": str(calls)}
         started = [spawn(program, {**shared, "RANK": str(i)}) for i in range(1, workers)]
+        threading.Thread(target=watch, args=[started], daemon=True).start()
     store.set(f"here {rank()}", "")
     while not store.check([f"here {i}" for i in range(workers)]):       # nobody waits for one that will not come
+        if interrupted:
+            leave(started, patience=0)
+            raise KeyboardInterrupt
         if any(process.poll() is not None for process in started):
             last_words = leave(started).strip().split("\n")[-1]
             raise ValueError(f"another process of this run ended before it joined: {last_words or 'without a word'}")
@@ -846,24 +872,64 @@ def join(workers, program):
     return started
 
 
+def meeting_place(workers):
+    """The store where processes find each other. It listens to this machine only; torch's own socket, to the world."""
+    door = socket.create_server(("127.0.0.1", 0))
+    port = door.getsockname()[1]
+    return dist.TCPStore("127.0.0.1", port, workers, True, wait_for_workers=False, master_listen_fd=door.detach())
+
+
 def spawn(program, env):
-    """A process that shares the work. It is silent: what it says of an error waits in a file for `leave`."""
+    """A process that shares the work. It is silent: what it says of an error waits in a file for `leave`.
+
+    It ends with this one, by a pipe, and does not hear the terminal's Ctrl-C: this one tells it.
+    """
     file, null = tempfile.TemporaryFile("w+"), subprocess.DEVNULL
-    process = subprocess.Popen([sys.executable, *program], env=env, stdin=null, stdout=null, stderr=file)
-    process.errors = file
+    theirs, ours = os.pipe()
+    process = subprocess.Popen([sys.executable, *program], env={**env, "GRPO_PIPE": str(theirs)}, pass_fds=[theirs],
+                               stdin=null, stdout=null, stderr=file, start_new_session=True)
+    os.close(theirs)
+    process.errors, process.pipe, process.left = file, ours, False
     return process
 
 
-def leave(started):
-    """Part from the others; the processes that `join` started end. Returns what those that failed had to say."""
+LOST = "another process of this run died; --resume=True goes on from the last checkpoint"
+
+
+def watch(started):
+    """On a thread: end this process if one that it started died, and it did not notice by itself within seconds.
+
+    Usually it does, where it waits for the other. But it may be busy for minutes, or be waiting in C for a handshake.
+    """
+    def died():
+        return any(process.poll() and not process.left for process in started)
+    while not died():
+        if all(process.left for process in started):
+            return
+        time.sleep(0.2)
+    time.sleep(5)
+    if died():
+        print(LOST, file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+def leave(started, patience=5):
+    """Part from the others; the processes that `join` started end. Returns what those that failed had to say.
+
+    patience: seconds for which each may end by itself.
+    """
+    for process in started:
+        process.left = True
     if dist.is_initialized():
         dist.destroy_process_group()
     said = ""
     for process in started:
         try:
-            process.wait(timeout=5)
+            process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+        os.close(process.pipe)
         process.errors.seek(0)
         said += process.errors.read() if process.returncode else ""
     started.clear()
@@ -1531,7 +1597,6 @@ def share_work(s):
     if (s.device or ("cuda" if torch.cuda.is_available() else "cpu")) != "cpu":
         workers = 1
     if workers > 1 and "RANK" not in os.environ:
-        os.environ["GRPO_CALL"] = str(calls)                            # which call of `command_line` they help with
         program = this_program()
     team.extend(join(workers, program))
 
@@ -1655,6 +1720,8 @@ def on_interrupt(*_):
     if interrupted:
         raise KeyboardInterrupt
     interrupted = True
+    if team:                            # this process may be waiting in C for another: there no exception is heard
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     print("\nCtrl-C: finishing this step, then saving (once more to stop at once)", flush=True)
 
 
@@ -1718,7 +1785,7 @@ def command_line(argv, doc, kind, commands, file):
     """
     global calls
     calls += 1
-    helps_with = int(os.environ.get("GRPO_CALL", 0)) if rank() else 0
+    helps_with = int(os.environ.get("GRPO_CALL", 0))
     if calls < helps_with:
         return 0
     status = attempt(argv, doc, kind, commands, file)
@@ -1735,6 +1802,7 @@ def attempt(argv, doc, kind, commands, file):
             sys.stdout.flush()
             return 0
         command, s = parse(argv, kind, commands)
+        check_place()
         if command not in ("play", "chat"):
             signal.signal(signal.SIGINT, on_interrupt if rank() == 0 else signal.SIG_IGN)
         commands[command](s)
@@ -1761,8 +1829,7 @@ def attempt(argv, doc, kind, commands, file):
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         if rank() == 0:                                                 # the others end silently with the first
-            print(f"{leave(team)}{file}: another process of this run died; --resume=True goes on from the last "
-                  "checkpoint", file=sys.stderr)
+            print(f"{leave(team)}{file}: {LOST}", file=sys.stderr)
         return 3
     finally:
         leave(team)

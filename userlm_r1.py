@@ -1353,7 +1353,7 @@ class Settings(grpo.RunSettings):
     long: bool = False              # explain the format in the prompt: for models that were not trained on it
     personas: str = ""              # a JSON file of personas; empty: drawn from the tables here
     sops: str = ""                  # a JSON file of SOPs
-    judge: str = ""                 # training judge, model@http://server:80/v1 (its key: KEY_SERVER_80); empty: the rules
+    judge: str = ""                 # training judge, model@http://host:80/v1 (its key: KEY_HOST_80); empty: the rules
     eval_judge: str = ""            # evaluation judge: never the training judge
     teacher: str = ""               # a language model as the teacher, in the same form
     # cold start (SFT) on a careless demonstrator

@@ -3,6 +3,7 @@ import ast
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,6 +151,68 @@ def test_a_process_does_not_wait_for_a_first_one_that_is_gone(here):
     began = time.time()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3 and time.time() - began < 10 and "Traceback" not in err, err
+
+
+def test_processes_meet_on_this_machine_only():
+    """The port of the rendezvous was open to the whole network."""
+    store = grpo.meeting_place(2)
+    socket.create_connection(("127.0.0.1", store.port)).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", store.port))     # another address of this machine
+
+
+# A process that helps, as far as it is before its imports, where it sleeps for longer than the test may.
+SLEEPER = """
+import sys, time
+exec(sys.argv[1])
+print("ready", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+def test_either_process_ends_the_other_at_any_moment(monkeypatch):
+    """One that died during the start left the other in a handshake for minutes; one that played on alone noticed only
+    at its next sum."""
+    source = (ROOT / "grpo.py").read_text()
+    first = ["-c", SLEEPER, source[:source.index("import contextlib")]]
+    process = grpo.spawn(first, dict(os.environ))
+    while not os.fstat(process.errors.fileno()).st_size and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None
+    os.close(process.pipe)                                      # as the system does when the first process dies
+    assert process.wait(timeout=60) == 3
+    # and the other way round
+    said, naps = [], []
+    monkeypatch.setattr(grpo.time, "sleep", naps.append)
+    monkeypatch.setattr(grpo.os, "_exit", said.append)
+    dead, fine = grpo.spawn(["-c", "import os; os.abort()"], dict(os.environ)), grpo.spawn(["-c", ""], dict(os.environ))
+    grpo.watch([fine, dead])
+    assert said == [3] and naps.count(5) == 1
+    grpo.leave([fine, dead])
+    grpo.watch([fine, dead])                                    # parted: nothing to watch
+    assert said == [3] and naps.count(5) == 1
+
+
+@pytest.mark.parametrize("rank, size", [(None, "2"), ("0", None), ("2", "2"), ("0", "x"), ("0.5", "2"), ("-1", "2")])
+def test_half_a_torchrun_is_refused(here, capsys, monkeypatch, rank, size):
+    """WORLD_SIZE=2 alone, as batch systems set it, made one process play half of the tasks."""
+    monkeypatch.setenv("MASTER_PORT", "1")
+    for key, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.delenv(key, raising=False) if value is None else monkeypatch.setenv(key, value)
+    assert userrl.main(["demo", *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert err == f"userrl.py: RANK={rank} and WORLD_SIZE={size} are set, but not as torchrun sets them: unset both\n"
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_while_processes_meet_ends_both(monkeypatch):
+    monkeypatch.setattr(grpo, "interrupted", True)
+    started = []
+    real = grpo.spawn
+    monkeypatch.setattr(grpo, "spawn", lambda *args: started.append(real(*args)) or started[-1])
+    with pytest.raises(KeyboardInterrupt):
+        grpo.join(2, ["-c", "import time; time.sleep(600)"])
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 def test_under_torchrun_only_the_first_process_speaks(monkeypatch, capsys):
