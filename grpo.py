@@ -845,7 +845,7 @@ def join(workers, program):
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if rank():
-            sys.stdout = open(os.devnull, "w")                          # the first process says it for all
+            sys.stdout = open(os.devnull, "w", errors="replace")        # the first process says it for all
         return []
     if "RANK" not in os.environ and workers < 2:
         return []
@@ -1228,6 +1228,8 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
             os.rename(found, path)
         shutil.rmtree(temp, ignore_errors=True)
         os.makedirs(temp)
+        # whoever serves it samples as it was trained; the default is greedy, or top-k
+        model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
         model.save_pretrained(temp)
         tokenizer.save_pretrained(temp)
         saved = {"state": state or {}, "optimizer": None, "files": {}}
@@ -1582,6 +1584,11 @@ def reason(error):
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def printable(text):
+    """Text for a terminal: what is not printed but obeyed there (colours, bells, clearing) is a question mark."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
@@ -1796,6 +1803,8 @@ def command_line(argv, doc, kind, commands, file):
 
 def attempt(argv, doc, kind, commands, file):
     """A call of `command_line` in which every error that is not a bug becomes one line."""
+    if hasattr(sys.stdout, "reconfigure"):                              # a terminal without "±" does not end a run
+        sys.stdout.reconfigure(errors="replace")
     try:
         if {"-h", "--help"} & set(argv) or argv[:1] == ["help"]:
             usage(doc, kind, commands)

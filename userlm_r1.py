@@ -905,7 +905,7 @@ class Judge:
 def tell_unheard(who: str, model) -> None:
     """Print in how many turns the judge or teacher was not heard, by any process, and why the first time."""
     [unused] = grpo.summed([model.unused])
-    reasons = [why for why in grpo.gather(model.failed) if why]
+    reasons = [grpo.printable(why) for why in grpo.gather(model.failed) if why]
     if unused:
         print(f"   ! {who} was not heard in {unused:.0f} turns, the rules stood in: {(reasons or ['it rambled'])[0]}",
               flush=True)
@@ -1658,7 +1658,7 @@ def show_sample(run: grpo.Run, step: int, talk, advantages: list[float], turns: 
     """Write a call to samples.jsonl and print how it began."""
     run.log("samples.jsonl", {"phase": "rl", "step": step, "messages": talk.messages, "rewards": talk.turn_rewards,
                               "advantages": advantages, "scores": [turn.scores for turn in turns]})
-    print(f"   | agent {turns[0].agent}\n   | user  {turns[0].reply.say}", flush=True)
+    print(f"   | agent {turns[0].agent}\n   | user  {grpo.printable(turns[0].reply.say)}", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -1791,10 +1791,10 @@ class Desk:
 
     def turn(self, text: str):
         reply = read_reply(text, self.env.mode)
-        print(f"user   {reply.say or '(nothing that can be heard)'}")
+        print(f"user   {grpo.printable(reply.say) or '(nothing that can be heard)'}")
         ended = bool(reply.profile and reply.profile.end)
         while (said := input("(it hung up) " if ended else "agent  ")).strip() == "?":
-            print(text)
+            print(grpo.printable(text))
         return said, 0.0, ended or not said, False, {}
         yield                                                           # a generator, like every env's turn
 

@@ -767,7 +767,7 @@ def talk_lines(history, notes: list[str], width: int = 88) -> list[str]:
     """A conversation, a line a message, its text cut to `width`; beside each turn of the agent one of the notes."""
     lines, notes = [], iter(notes)
     for role, text in history:
-        text, *more = text.split("\n")
+        text, *more = grpo.printable(text).split("\n")
         text = (text + (f" … (+{len(more)} lines)" if more else ""))[:width]
         note = next(notes, "") if role == "agent" else ""
         lines.append(f"{role:5} {text:{width}} {note}".rstrip())
@@ -917,7 +917,7 @@ class Person:
         return self.first, {}
 
     def turn(self, action: str):
-        print(f"agent  {action}")
+        print(f"agent  {grpo.printable(action)}")
         reply = input("you    ")
         return reply, 0.0, not reply, False, {}
         yield                                                           # a generator, like every env's turn
@@ -942,7 +942,7 @@ def play(s: Settings) -> None:
     while not over and (action := input("you    ")):
         text, reward, terminated, truncated, _ = env.step(action)
         total, over = total + reward, terminated or truncated
-        print(f"user   {text}\n       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
+        print(f"user   {grpo.printable(text)}\n       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 

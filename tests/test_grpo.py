@@ -1038,6 +1038,12 @@ def test_checkpoint_is_plain_hugging_face(fresh, tmp_path):
     assert tok2.pad_token == "<|endoftext|>"
     assert tok2.decode(grpo.encode(tok2, "a  b ,c")) == "a  b ,c"
     assert not [f for f in os.listdir(tmp_path / "c") if f.endswith((".bin", ".pt", ".pkl"))]
+    # a server of it was greedy, and said the same to everyone
+    how = json.loads((tmp_path / "c/generation_config.json").read_text())
+    assert how["do_sample"] is True and (how["temperature"], how["top_k"], how["top_p"]) == (1.0, 0, 1.0)
+    ids = torch.tensor([grpo.message_ids(tok, "user", "hi")] * 8)
+    said = back.generate(ids, max_new_tokens=6, attention_mask=torch.ones_like(ids), pad_token_id=tok.pad_token_id)
+    assert len({tuple(row) for row in said.tolist()}) > 1
     assert grpo.load_checkpoint(tmp_path / "c", device="cpu")[2:] == (None, {})
 
 

@@ -1,5 +1,6 @@
 """What both programs share: help, plugging in from outside, and processes that never wait for one that is gone."""
 import ast
+import io
 import os
 import re
 import signal
@@ -129,6 +130,17 @@ def test_too_little_memory_is_one_line(here, capsys, monkeypatch):
     assert userrl.main(["sft"]) == 2
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and err.startswith("userrl.py: not enough memory: lower --rows")
+
+
+def test_a_terminal_is_not_obeyed_and_needs_no_unicode(here, monkeypatch):
+    """What a model said could clear the screen; where "±" cannot be printed, the run ended with its table."""
+    assert userrl.talk_lines([["agent", "\x1b[2Jred\x07\u202e é"], ["user", "a\tb\nc"]], []) == [
+        "agent ?[2Jred?? é", "user  a?b … (+1 lines)"]
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    assert userrl.main(["eval", "--model=expert", "--gyms=telepathy", "--eval_tasks=2", "--workers=1"]) == 0
+    sys.stdout.flush()
+    assert b"macro average" in raw.getvalue() and b" ? " in raw.getvalue()
 
 
 # ---- processes
