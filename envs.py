@@ -31,6 +31,7 @@ import math
 import os
 import random
 import re
+import stat
 import sys
 import textwrap
 import unicodedata
@@ -63,7 +64,7 @@ def parse_action(text: str, choices: tuple[str, ...]) -> Action:
     What comes before </think> is thought: it is not read, and does not count towards the longest action.
     """
     hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in (*choices, "finish")) + "."
-    text = text.rpartition("</think>")[2].strip()
+    text = well_formed(text.rpartition("</think>")[2]).strip()
     if len(text) > MAX_ACTION:
         return Action("error", f"That is too long (over {MAX_ACTION} characters). {hint}")
     if match := re.match(r"\[\s*(\w+)\s*\]\s*(.*)", text, flags=re.S):
@@ -82,6 +83,14 @@ def parse_action(text: str, choices: tuple[str, ...]) -> Action:
     return Action(kind, content)
 
 
+def well_formed(text: str) -> str:
+    """The text, with U+FFFD for each half of a character: JSON may write one, but neither a file nor a model can.
+
+    All that a policy, a user, a file or a search engine says goes through it where it comes in.
+    """
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+
+
 def _read_call(text: str) -> tuple[str, str]:
     """Choice and content of the first tool call; one of several errors if there is none."""
     before, tag, after = text.partition("<tool_call>")
@@ -91,7 +100,7 @@ def _read_call(text: str) -> tuple[str, str]:
         arguments = json.loads(arguments)
     content = arguments.get("content", "")
     content = content.strip() if isinstance(content, str) else json.dumps(content)
-    return arguments["choice"].strip().lower(), content
+    return well_formed(arguments["choice"]).strip().lower(), well_formed(content)
 
 
 # ---------------------------------------------------------------------------------------------- words and tables
@@ -624,6 +633,7 @@ class Env:
             return "This conversation is over.", 0.0, True, False, self._info()
         self.turns += 1
         self.hidden["thought"], self.fed_up = "", False
+        action = well_formed(action)
         act = self.read(action)
         if act.kind == "error":                                         # costs a turn; as released it ended the episode
             text, reward, done = act.text, 0.0, self.classic
@@ -664,7 +674,7 @@ class Env:
 
     def speak(self, phrasings: str):
         """Have the user say one of the phrasings, in character."""
-        return (yield Query("speak", self.rng, self.persona, say=phrasings))
+        return well_formed((yield Query("speak", self.rng, self.persona, say=phrasings)))
 
     def say(self, kind: str):
         """Have the user say one of its `lines`, in character."""
@@ -2709,11 +2719,15 @@ def _tau_check(name: str, value) -> None:
 @lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
     """tau-bench's own database; nothing ever writes to it (see TauShop)."""
-    try:
-        return {table: json.loads(Path(folder, f"{table}.json").read_text(encoding="utf-8"))
-                for table in ("users", "orders", "products")}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tau: cannot read {folder}: {error}") from None
+    tables = {}
+    for table in ("users", "orders", "products"):
+        try:
+            tables[table] = read_json(Path(folder, f"{table}.json"))
+            if not isinstance(tables[table], dict):
+                raise ValueError("must be an object")
+        except ValueError as error:
+            raise ValueError(f"tau: cannot read {folder}/{table}.json: {error}") from None
+    return tables
 
 
 @lru_cache(maxsize=64)
@@ -4584,7 +4598,7 @@ def _search_engine(engine, query: str) -> list[str]:
                 found = json.loads(reply.read(1_000_000).decode())
             found = found["results"] if isinstance(found, dict) else found
         texts = found.splitlines() if isinstance(found, str) else found
-        return [" ".join(text.split()[:60]) for text in texts]
+        return [well_formed(" ".join(text.split()[:60])) for text in texts]
     except Exception as error:
         raise UserError(f"search engine: {type(error).__name__}: {error}") from error
 
@@ -4835,7 +4849,13 @@ def load_tasks(gym: str, path: str) -> list[dict]:
     ValueError in one line names the file, the entry and the field.  What rules cannot know of such a task (a real
     story, a famous person) a scripted user answers poorly: give `make` a language model as the user.
     """
-    cls, data = gym_class(gym), _read_json(path)
+    cls = gym_class(gym)
+    try:
+        data = read_json(path)
+        if not isinstance(data, (dict, list)) or not data:
+            raise ValueError("must be a list or an object of tasks, and not empty")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     tasks: dict[str, dict] = {}
     skipped = []
     for key, entry in data.items() if isinstance(data, dict) else enumerate(data):
@@ -4857,17 +4877,26 @@ def load_tasks(gym: str, path: str) -> list[dict]:
     return list(tasks.values())
 
 
-def _read_json(path: str) -> list | dict:
+def read_json(path: str):
+    """What a JSON file holds, its texts `well_formed`; ValueError in one line, without the path, if it cannot be read.
+
+    A pipe or a device, which may never end, is not opened.
+    """
     try:
-        if Path(path).stat().st_size > MAX_FILE:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("must be a file, not a directory, a pipe or a device")
+        if about.st_size > MAX_FILE:
             raise ValueError(f"larger than {MAX_FILE >> 20} MB")
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        if not isinstance(data, (dict, list)) or not data:
-            raise ValueError("must be a list or an object of tasks, and not empty")
+        text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text, object_pairs_hook=_unique)
+        # an escape may stand for half a character
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            data = json.loads(well_formed(json.dumps(data, ensure_ascii=False)))
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(error.strerror or str(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return data
 
 

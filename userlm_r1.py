@@ -306,7 +306,7 @@ def write_reply(think: dict, profile: Dynamic, say: str, mode: str = "full") -> 
 
 def read_reply(text: str, mode: str = "full") -> Reply:
     """Total: any text gives a Reply.  Only what stands behind `say:` in the <answer> is ever heard by the agent."""
-    text = text.strip()
+    text = envs.well_formed(text).strip()
     reply = Reply(tags=well_tagged(text, mode))
     if thought := re.search(r"<think>\s*(.*?)\s*</think>", text, re.S):
         reply.thought = thought[1]
@@ -684,7 +684,7 @@ def demonstration(env: CallEnv, rng: random.Random, slip: float, ask=None) -> li
         if ask:
             # a teacher that fails costs its turn, not the run
             try:
-                theirs = str(ask("\n\n".join([FORMAT, *(m["content"] for m in talk)]))).strip()
+                theirs = envs.well_formed(str(ask("\n\n".join([FORMAT, *(m["content"] for m in talk)])))).strip()
                 text = theirs if valid(read_reply(theirs, env.mode), env.mode) else text
             except Exception:
                 pass
@@ -1245,8 +1245,8 @@ STRICT = {"concern": "[a-z]+", "excites": "[a-z]+", "phrase": "[a-z]+", "minor":
 def load_table(path: str, kind: type) -> list:
     """SOPs or personas from a JSON list of objects with the fields of `kind`; one clear line if anything is wrong."""
     try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        rows = envs.read_json(path)
+    except ValueError as error:
         raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a JSON list of objects")
@@ -1735,7 +1735,7 @@ class Desk:
     def reset(self):
         self.env.reset()
         self.system_prompt = self.env.system_prompt
-        return input("agent  ") or self.env.agent, {}
+        return envs.well_formed(input("agent  ")) or self.env.agent, {}
 
     def turn(self, text: str):
         reply = read_reply(text, self.env.mode)
@@ -1743,7 +1743,7 @@ class Desk:
         ended = bool(reply.profile and reply.profile.end)
         while (said := input("(it hung up) " if ended else "agent  ")).strip() == "?":
             print(text)
-        return said, 0.0, ended or not said, False, {}
+        return envs.well_formed(said), 0.0, ended or not said, False, {}
         yield                                                           # a generator, like every env's turn
 
 
