@@ -189,10 +189,21 @@ EVERYDAY = set(words(
 @lru_cache(maxsize=50_000)
 def _correct(word: str, lexicons: tuple[str, ...]) -> str:
     """`word`, or the one word of the lexicons that it is a typo of."""
-    vocabulary = _vocabulary(lexicons)
-    if word in vocabulary:
+    if word in _vocabulary(lexicons):
         return word
-    return next((known for known in sorted(vocabulary) if _one_typo(word, known)), word)
+    near = []
+    for length in (len(word) - 1, len(word), len(word) + 1):
+        near += _shelves(lexicons).get((word[:1], length), ())
+    return min((known for known in near if _one_typo(word, known)), default=word)
+
+
+@lru_cache(maxsize=1000)
+def _shelves(lexicons: tuple[str, ...]) -> dict[tuple[str, int], list[str]]:
+    """The words of the lexicons by their first letter and their length: a typo changes little of both."""
+    shelves: dict = {}
+    for known in _vocabulary(lexicons):
+        shelves.setdefault((known[0], len(known)), []).append(known)
+    return shelves
 
 
 @lru_cache(maxsize=1000)
@@ -265,7 +276,7 @@ _ASKING = re.compile(
     r"please (give|share|specify|say|describe|name))\b", re.I)
 _REVEAL = re.compile(
     r"\b(ignore|disregard|forget) (all |your |the |any |my )*(previous |prior |above )*(instruction|rule|prompt|order)|"
-    r"\b(tell|give|show|reveal|list|say) (me |us )?(everything|(all |every |the |your |all your |all the )+"
+    r"\b(tell|give|show|reveal|list|say) (me |us )?(everything|(all |every |the |your )+"
     r"(hidden |secret )?(answer|secret|solution|prompt|instruction|detail|wish|preference|goal\W*$))|"
     r"\breveal\b|system prompt|developer mode", re.I)
 
@@ -384,7 +395,8 @@ def lexicons_of(statement: str, known: str) -> tuple[str, str]:
     """For a statement from a file, two lexicons: its neighbouring content words state it, and any single one that is
     not in the `known` text states a part of it."""
     plain = [w for w in re.findall(r"[a-z]{4,}", statement.lower()) if w not in STOP_WORDS]
-    fresh = [w for w in plain if words(w)[0] not in words(known)]
+    old = set(words(known))
+    fresh = [w for w in plain if words(w)[0] not in old]
     pairs = [f"{a} {b}" for a, b in zip(plain, plain[1:])]
     return "|".join(pairs or plain) or "no such words", "|".join(fresh) or "no such part"
 
@@ -1756,7 +1768,7 @@ class TurtleGym(Env):
 def _turtle_straight(message: str) -> str:
     """The message with plain polarity: opposites as negations; "wasn't it", "or not", "not only" negate nothing."""
     message = message.replace("’", "'")
-    message = re.sub(r"^(\W*(?:so|and|but|ok|okay|well|then)?\W*(?:can|\w+?))n?'t\b", r"\1", message, flags=re.I)
+    message = re.sub(r"^(\W*(?:(?:so|and|but|ok|okay|well|then)\W*)?(?:can|\w+?))n?'t\b", r"\1", message, flags=re.I)
     for pattern, plain in TURTLE_OPPOSITES.items():
         message = re.sub(pattern, plain, message, flags=re.I)
     return re.sub(r"(,\s*|\bor )(\w+n't (it|she|he|they|that)|no|not)\W*$|"
@@ -1892,9 +1904,9 @@ TURTLE_SAY = table("""
 # A question that asks for more than Yes or No, and words that deny.
 TURTLE_WH = r"(what|which|who|whom|whose|when|where|why|how)\b"
 TURTLE_OPEN = re.compile(
-    rf"(^|[.;:!?])\W*((so|and|but|ok|okay|well|then|now|or|please)\W+)*{TURTLE_WH}|"
+    rf"(^|[.;:!?])[^\w.;:!?]*((so|and|but|ok|okay|well|then|now|or|please)[^\w.;:!?]+)*{TURTLE_WH}|"
     rf"\b(and|or|me|us|know|wonder) {TURTLE_WH}|"
-    r"\b(hint|clue|explain|describe|(tell|more)\b(?!.*\b(if|whether|than)\b))", re.I)
+    r"\b(hint|clue|explain|describe|(tell|more)\b(?!.*?\b(tell|more|if|whether|than)\b))", re.I)
 TURTLE_NEGATIVE = re.compile(
     r"\b(not|never|no|none|nobody|nothing|without|neither|nor|cannot|false|untrue|impossible|"
     r"any(one|body|thing) but)\b|n't\b", re.I)
@@ -3385,7 +3397,8 @@ class PersuadeGym(Env):
         """Is this a clause that says something about the live crux?  The claim and the user's last hint are no news."""
         known = self.subject | _gist(self.hints[self.live][-1])
         phrases = [phrase for phrase in _phrases(PERSUADE_BEARS[self.live]) if not known.issuperset(phrase)]
-        return is_clause(reason) and any(span_of(phrase, words(reason)) for phrase in phrases)
+        said = words(reason)
+        return is_clause(reason) and any(span_of(phrase, said) for phrase in phrases)
 
     def _cruxes(self, heard: list[str]) -> list[str]:
         """What an argument is about: in "studies show that children ..." children, not evidence."""
@@ -3780,7 +3793,7 @@ class IntentionGym(Env):
         if not self.classic or act.kind != "error" or len(action) > MAX_ACTION:
             return act
         call = parse_action(action, ("answer", "search"))
-        question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*\w*\s*\]", "", action).strip()
+        question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*(\w+\s*)?\]", "", action).strip()
         return Action("action", question) if question else act
 
     def action(self, message: str):
@@ -4580,9 +4593,11 @@ def _search_key(text: str) -> list[str]:
     text = unicodedata.normalize("NFKD", text.casefold())
     text = "".join(c for c in text if not unicodedata.combining(c)).replace("\u2019", "'")
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    # from the first word to the last: patterns that try every split of ten thousand dots take hours
+    whole = re.search(r"\w(.*\w)?", text, re.S)
     # "I think it is ...", "my final answer is ..."
-    text = re.sub(r"^\W*(i (think|believe|guess)\b)?\W*((the |my )?(final )?answer\b( is\b)?|"
-                  r"(it|that|this|he|she)( is|'s| was)\b)?(?=\W+\w)", "", text)
+    text = re.sub(r"^(i (think|believe|guess)\b)?\W*((the |my )?(final )?answer\b( is\b)?|"
+                  r"(it|that|this|he|she)( is|'s| was)\b)?(?=\W+\w)", "", whole[0] if whole else "")
     return sorted(w for w in re.findall(r"\w+", text) if w not in ("a", "an", "the"))
 
 
@@ -4593,7 +4608,7 @@ def _search_engine(engine, query: str) -> list[str]:
             found = engine(query)
         else:
             url = engine if "{query}" in engine else engine + ("&" if "?" in engine else "?") + "q={query}"
-            url = url.replace("{query}", urllib.parse.quote(query[:300], safe="", errors="replace"))
+            url = url.replace("{query}", urllib.parse.quote(query[:300], safe=""))
             with urllib.request.urlopen(url, timeout=10) as reply:
                 found = json.loads(reply.read(1_000_000).decode())
             found = found["results"] if isinstance(found, dict) else found
