@@ -31,6 +31,7 @@ import math
 import os
 import random
 import re
+import stat
 import sys
 import textwrap
 import unicodedata
@@ -63,7 +64,7 @@ def parse_action(text: str, choices: tuple[str, ...]) -> Action:
     What comes before </think> is thought: it is not read, and does not count towards the longest action.
     """
     hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in (*choices, "finish")) + "."
-    text = text.rpartition("</think>")[2].strip()
+    text = well_formed(text.rpartition("</think>")[2]).strip()
     if len(text) > MAX_ACTION:
         return Action("error", f"That is too long (over {MAX_ACTION} characters). {hint}")
     if match := re.match(r"\[\s*(\w+)\s*\]\s*(.*)", text, flags=re.S):
@@ -82,6 +83,14 @@ def parse_action(text: str, choices: tuple[str, ...]) -> Action:
     return Action(kind, content)
 
 
+def well_formed(text: str) -> str:
+    """The text, with U+FFFD for each half of a character: JSON may write one, but neither a file nor a model can.
+
+    All that a policy, a user, a file or a search engine says goes through it where it comes in.
+    """
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+
+
 def _read_call(text: str) -> tuple[str, str]:
     """Choice and content of the first tool call; one of several errors if there is none."""
     before, tag, after = text.partition("<tool_call>")
@@ -91,7 +100,7 @@ def _read_call(text: str) -> tuple[str, str]:
         arguments = json.loads(arguments)
     content = arguments.get("content", "")
     content = content.strip() if isinstance(content, str) else json.dumps(content)
-    return arguments["choice"].strip().lower(), content
+    return well_formed(arguments["choice"]).strip().lower(), well_formed(content)
 
 
 # ---------------------------------------------------------------------------------------------- words and tables
@@ -180,10 +189,21 @@ EVERYDAY = set(words(
 @lru_cache(maxsize=50_000)
 def _correct(word: str, lexicons: tuple[str, ...]) -> str:
     """`word`, or the one word of the lexicons that it is a typo of."""
-    vocabulary = _vocabulary(lexicons)
-    if word in vocabulary:
+    if word in _vocabulary(lexicons):
         return word
-    return next((known for known in sorted(vocabulary) if _one_typo(word, known)), word)
+    near = []
+    for length in (len(word) - 1, len(word), len(word) + 1):
+        near += _shelves(lexicons).get((word[:1], length), ())
+    return min((known for known in near if _one_typo(word, known)), default=word)
+
+
+@lru_cache(maxsize=1000)
+def _shelves(lexicons: tuple[str, ...]) -> dict[tuple[str, int], list[str]]:
+    """The words of the lexicons by their first letter and their length: a typo changes little of both."""
+    shelves: dict = {}
+    for known in _vocabulary(lexicons):
+        shelves.setdefault((known[0], len(known)), []).append(known)
+    return shelves
 
 
 @lru_cache(maxsize=1000)
@@ -256,7 +276,7 @@ _ASKING = re.compile(
     r"please (give|share|specify|say|describe|name))\b", re.I)
 _REVEAL = re.compile(
     r"\b(ignore|disregard|forget) (all |your |the |any |my )*(previous |prior |above )*(instruction|rule|prompt|order)|"
-    r"\b(tell|give|show|reveal|list|say) (me |us )?(everything|(all |every |the |your |all your |all the )+"
+    r"\b(tell|give|show|reveal|list|say) (me |us )?(everything|(all |every |the |your )+"
     r"(hidden |secret )?(answer|secret|solution|prompt|instruction|detail|wish|preference|goal\W*$))|"
     r"\breveal\b|system prompt|developer mode", re.I)
 
@@ -375,7 +395,8 @@ def lexicons_of(statement: str, known: str) -> tuple[str, str]:
     """For a statement from a file, two lexicons: its neighbouring content words state it, and any single one that is
     not in the `known` text states a part of it."""
     plain = [w for w in re.findall(r"[a-z]{4,}", statement.lower()) if w not in STOP_WORDS]
-    fresh = [w for w in plain if words(w)[0] not in words(known)]
+    old = set(words(known))
+    fresh = [w for w in plain if words(w)[0] not in old]
     pairs = [f"{a} {b}" for a, b in zip(plain, plain[1:])]
     return "|".join(pairs or plain) or "no such words", "|".join(fresh) or "no such part"
 
@@ -624,6 +645,7 @@ class Env:
             return "This conversation is over.", 0.0, True, False, self._info()
         self.turns += 1
         self.hidden["thought"], self.fed_up = "", False
+        action = well_formed(action)
         act = self.read(action)
         if act.kind == "error":                                         # costs a turn; as released it ended the episode
             text, reward, done = act.text, 0.0, self.classic
@@ -664,7 +686,7 @@ class Env:
 
     def speak(self, phrasings: str):
         """Have the user say one of the phrasings, in character."""
-        return (yield Query("speak", self.rng, self.persona, say=phrasings))
+        return well_formed((yield Query("speak", self.rng, self.persona, say=phrasings)))
 
     def say(self, kind: str):
         """Have the user say one of its `lines`, in character."""
@@ -1746,7 +1768,7 @@ class TurtleGym(Env):
 def _turtle_straight(message: str) -> str:
     """The message with plain polarity: opposites as negations; "wasn't it", "or not", "not only" negate nothing."""
     message = message.replace("’", "'")
-    message = re.sub(r"^(\W*(?:so|and|but|ok|okay|well|then)?\W*(?:can|\w+?))n?'t\b", r"\1", message, flags=re.I)
+    message = re.sub(r"^(\W*(?:(?:so|and|but|ok|okay|well|then)\W*)?(?:can|\w+?))n?'t\b", r"\1", message, flags=re.I)
     for pattern, plain in TURTLE_OPPOSITES.items():
         message = re.sub(pattern, plain, message, flags=re.I)
     return re.sub(r"(,\s*|\bor )(\w+n't (it|she|he|they|that)|no|not)\W*$|"
@@ -1882,9 +1904,9 @@ TURTLE_SAY = table("""
 # A question that asks for more than Yes or No, and words that deny.
 TURTLE_WH = r"(what|which|who|whom|whose|when|where|why|how)\b"
 TURTLE_OPEN = re.compile(
-    rf"(^|[.;:!?])\W*((so|and|but|ok|okay|well|then|now|or|please)\W+)*{TURTLE_WH}|"
+    rf"(^|[.;:!?])[^\w.;:!?]*((so|and|but|ok|okay|well|then|now|or|please)[^\w.;:!?]+)*{TURTLE_WH}|"
     rf"\b(and|or|me|us|know|wonder) {TURTLE_WH}|"
-    r"\b(hint|clue|explain|describe|(tell|more)\b(?!.*\b(if|whether|than)\b))", re.I)
+    r"\b(hint|clue|explain|describe|(tell|more)\b(?!.*?\b(tell|more|if|whether|than)\b))", re.I)
 TURTLE_NEGATIVE = re.compile(
     r"\b(not|never|no|none|nobody|nothing|without|neither|nor|cannot|false|untrue|impossible|"
     r"any(one|body|thing) but)\b|n't\b", re.I)
@@ -2709,11 +2731,15 @@ def _tau_check(name: str, value) -> None:
 @lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
     """tau-bench's own database; nothing ever writes to it (see TauShop)."""
-    try:
-        return {table: json.loads(Path(folder, f"{table}.json").read_text(encoding="utf-8"))
-                for table in ("users", "orders", "products")}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tau: cannot read {folder}: {error}") from None
+    tables = {}
+    for table in ("users", "orders", "products"):
+        try:
+            tables[table] = read_json(Path(folder, f"{table}.json"))
+            if not isinstance(tables[table], dict):
+                raise ValueError("must be an object")
+        except ValueError as error:
+            raise ValueError(f"tau: cannot read {folder}/{table}.json: {error}") from None
+    return tables
 
 
 @lru_cache(maxsize=64)
@@ -3371,7 +3397,8 @@ class PersuadeGym(Env):
         """Is this a clause that says something about the live crux?  The claim and the user's last hint are no news."""
         known = self.subject | _gist(self.hints[self.live][-1])
         phrases = [phrase for phrase in _phrases(PERSUADE_BEARS[self.live]) if not known.issuperset(phrase)]
-        return is_clause(reason) and any(span_of(phrase, words(reason)) for phrase in phrases)
+        said = words(reason)
+        return is_clause(reason) and any(span_of(phrase, said) for phrase in phrases)
 
     def _cruxes(self, heard: list[str]) -> list[str]:
         """What an argument is about: in "studies show that children ..." children, not evidence."""
@@ -3766,7 +3793,7 @@ class IntentionGym(Env):
         if not self.classic or act.kind != "error" or len(action) > MAX_ACTION:
             return act
         call = parse_action(action, ("answer", "search"))
-        question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*\w*\s*\]", "", action).strip()
+        question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*(\w+\s*)?\]", "", action).strip()
         return Action("action", question) if question else act
 
     def action(self, message: str):
@@ -4566,9 +4593,11 @@ def _search_key(text: str) -> list[str]:
     text = unicodedata.normalize("NFKD", text.casefold())
     text = "".join(c for c in text if not unicodedata.combining(c)).replace("\u2019", "'")
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    # from the first word to the last: patterns that try every split of ten thousand dots take hours
+    whole = re.search(r"\w(.*\w)?", text, re.S)
     # "I think it is ...", "my final answer is ..."
-    text = re.sub(r"^\W*(i (think|believe|guess)\b)?\W*((the |my )?(final )?answer\b( is\b)?|"
-                  r"(it|that|this|he|she)( is|'s| was)\b)?(?=\W+\w)", "", text)
+    text = re.sub(r"^(i (think|believe|guess)\b)?\W*((the |my )?(final )?answer\b( is\b)?|"
+                  r"(it|that|this|he|she)( is|'s| was)\b)?(?=\W+\w)", "", whole[0] if whole else "")
     return sorted(w for w in re.findall(r"\w+", text) if w not in ("a", "an", "the"))
 
 
@@ -4579,12 +4608,12 @@ def _search_engine(engine, query: str) -> list[str]:
             found = engine(query)
         else:
             url = engine if "{query}" in engine else engine + ("&" if "?" in engine else "?") + "q={query}"
-            url = url.replace("{query}", urllib.parse.quote(query[:300], safe="", errors="replace"))
+            url = url.replace("{query}", urllib.parse.quote(query[:300], safe=""))
             with urllib.request.urlopen(url, timeout=10) as reply:
                 found = json.loads(reply.read(1_000_000).decode())
             found = found["results"] if isinstance(found, dict) else found
         texts = found.splitlines() if isinstance(found, str) else found
-        return [" ".join(text.split()[:60]) for text in texts]
+        return [well_formed(" ".join(text.split()[:60])) for text in texts]
     except Exception as error:
         raise UserError(f"search engine: {type(error).__name__}: {error}") from error
 
@@ -4835,7 +4864,13 @@ def load_tasks(gym: str, path: str) -> list[dict]:
     ValueError in one line names the file, the entry and the field.  What rules cannot know of such a task (a real
     story, a famous person) a scripted user answers poorly: give `make` a language model as the user.
     """
-    cls, data = gym_class(gym), _read_json(path)
+    cls = gym_class(gym)
+    try:
+        data = read_json(path)
+        if not isinstance(data, (dict, list)) or not data:
+            raise ValueError("must be a list or an object of tasks, and not empty")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     tasks: dict[str, dict] = {}
     skipped = []
     for key, entry in data.items() if isinstance(data, dict) else enumerate(data):
@@ -4857,17 +4892,26 @@ def load_tasks(gym: str, path: str) -> list[dict]:
     return list(tasks.values())
 
 
-def _read_json(path: str) -> list | dict:
+def read_json(path: str):
+    """What a JSON file holds, its texts `well_formed`; ValueError in one line, without the path, if it cannot be read.
+
+    A pipe or a device, which may never end, is not opened.
+    """
     try:
-        if Path(path).stat().st_size > MAX_FILE:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("must be a file, not a directory, a pipe or a device")
+        if about.st_size > MAX_FILE:
             raise ValueError(f"larger than {MAX_FILE >> 20} MB")
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        if not isinstance(data, (dict, list)) or not data:
-            raise ValueError("must be a list or an object of tasks, and not empty")
+        text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text, object_pairs_hook=_unique)
+        # an escape may stand for half a character
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            data = json.loads(well_formed(json.dumps(data, ensure_ascii=False)))
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(error.strerror or str(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return data
 
 

@@ -309,14 +309,18 @@ def write_reply(think: dict, profile: Dynamic, say: str, mode: str = "full") -> 
 
 def read_reply(text: str, mode: str = "full") -> Reply:
     """Total: any text gives a Reply.  Only what stands behind `say:` in the <answer> is ever heard by the agent."""
-    text = text.strip()
+    text = envs.well_formed(text).strip()
     reply = Reply(tags=well_tagged(text, mode))
-    if thought := re.search(r"<think>\s*(.*?)\s*</think>", text, re.S):
-        reply.thought = thought[1]
-        steps = re.fullmatch("\n".join(rf"{step}: *(.+)" for step in STEPS), reply.thought)
-        reply.think = dict(zip(STEPS, steps.groups())) if steps else None
-    if answer := re.search(r"<answer>\n(.*?)\n</answer>", text, re.S):
-        before, marker, after = answer[1].rpartition("say: ")
+    thought, closed, _ = text.partition("<think>")[2].partition("</think>")
+    if closed:
+        reply.thought = thought.strip()
+        lines = reply.thought.split("\n")
+        steps = [re.fullmatch(rf"{step}: *(.+)", line) for step, line in zip(STEPS, lines)]
+        if len(lines) == len(STEPS) and all(steps):
+            reply.think = {step: found[1] for step, found in zip(STEPS, steps)}
+    answer, closed, _ = text.partition("<answer>\n")[2].partition("\n</answer>")
+    if closed:
+        before, marker, after = answer.rpartition("say: ")
         reply.say = " ".join(after.split()) if marker else ""
         profile = before.rstrip("\n")
         for (name, pattern), line in zip(FIELDS.items(), profile.split("\n")):
@@ -345,7 +349,7 @@ ACTS = {
     "challenge": rf"\b(wrong|incorrect|doubt|prove|proof|odd)\b|{NOT}( \w+){{0,3}} (true|right|correct)\b|"
                  r"^(\w+, )?no, (it|the|my)\b|\bis [\w-]+, not (?!bad)\w+",
     "reject": rf"\b(refuse|reject|no thanks?|no deal)\b|{NOT}( \w+){{0,2}} (take|accept|want|enough|agree)\b",
-    "counter": r"\b(too low|want|need|make it|at least|rather)\b.*\d|\d.*\b(or nothing|would be fair)\b",
+    "counter": r"\b(too low|want|need|make it|at least|rather)\b.*\d|^\D*\d.*\b(or nothing|would be fair)\b",
     "accept": r"\b(accept|agreed|agree|deal|i take|take it)\b",
     "ask": r"\?",
     "confirm": r"\b(right|correct|indeed|true|yes)\b",
@@ -387,7 +391,7 @@ def speech_faults(say: str, prompt: str = "", agent: str = "", earlier=(), facts
     again = len(said) > 3 and any(words_of(e.lower()) == said for e in earlier)
     if again or len(said) > 7 and len(set(said)) < len(said) / 2:
         found.append("repeat")
-    if re.search(ROBOTIC, say, re.I) or len(said) > 30:
+    if len(said) > 30 or re.search(ROBOTIC, say, re.I):
         found.append("robotic")
     return found
 
@@ -687,7 +691,7 @@ class Teacher:
     def write(self, prompt: str, mode: str, scripted: str) -> str:
         """Its turn, if that has the form; else the scripted one."""
         try:
-            theirs = str(self.ask(prompt)).strip()
+            theirs = envs.well_formed(str(self.ask(prompt))).strip()
             if valid(read_reply(theirs, mode), mode):
                 return theirs
             why = "not in the form"
@@ -818,7 +822,7 @@ def strategy(t: Turn) -> float:
     """
     r, profile = t.right, t.reply.profile
     value = r.acts.get(t.act, 0.0) * (1.0 if names_it(t) else 0.5)
-    numbers = [int(x) for x in re.findall(r"\b\d+\b", t.reply.say)]
+    numbers = [float(x) for x in re.findall(r"\b\d+\b", t.reply.say)]        # int() refuses 5,000 digits
     if t.move["kind"] == "offer" and t.act == "accept" and numbers and t.move["n"] not in numbers:
         value *= 0.5
     if profile and (profile.state["trust"] - t.before.state["trust"]) * r.feel.get("trust", 0) < 0:
@@ -833,7 +837,7 @@ def names_it(t: Turn) -> bool:
     if must == "#note":
         return carries(t.task["note"], t.reply.say)
     if must == "#number":
-        return any(least <= int(word) <= wanted for word in said if word.isdecimal())
+        return any(least <= float(word) <= wanted for word in said if word.isdecimal())
     if must and must not in said:
         return False
     known, heard = t.task["memory"].values(), t.move.get("heard", {}).values()
@@ -879,8 +883,8 @@ def judge_prompt(t: Turn) -> str:
 
 def verdict(text) -> dict[str, float]:
     """A judge's rubrics in [0, 1], if it gave all four once; otherwise none, and the rules' own stand."""
-    lines = re.findall(r"^\W*(\w+)\W*: *(\d+)\b", str(text), re.M)
-    given = [(name, int(n) / 10) for name, n in lines if name in RUBRICS and int(n) <= 10]
+    lines = re.findall(r"^[^\w\n]*(\w+)\W*: *(\d+)\b", str(text), re.M)
+    given = [(name, float(n) / 10) for name, n in lines if name in RUBRICS and float(n) <= 10]
     return dict(given) if sorted(name for name, _ in given) == sorted(RUBRICS) else {}
 
 
@@ -1272,8 +1276,8 @@ STRICT = {"concern": "[a-z]+", "excites": "[a-z]+", "phrase": "[a-z]+", "minor":
 def load_table(path: str, kind: type) -> list:
     """SOPs or personas from a JSON list of objects with the fields of `kind`; one clear line if anything is wrong."""
     try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        rows = envs.read_json(path)
+    except ValueError as error:
         raise ValueError(f"cannot read {path}: {grpo.reason(error)}") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a JSON list of objects")
@@ -1787,7 +1791,7 @@ class Desk:
     def reset(self):
         self.env.reset()
         self.system_prompt = self.env.system_prompt
-        return input("agent  ") or self.env.agent, {}
+        return envs.well_formed(input("agent  ")) or self.env.agent, {}
 
     def turn(self, text: str):
         reply = read_reply(text, self.env.mode)
@@ -1795,7 +1799,7 @@ class Desk:
         ended = bool(reply.profile and reply.profile.end)
         while (said := input("(it hung up) " if ended else "agent  ")).strip() == "?":
             print(grpo.printable(text))
-        return said, 0.0, ended or not said, False, {}
+        return envs.well_formed(said), 0.0, ended or not said, False, {}
         yield                                                           # a generator, like every env's turn
 
 

@@ -198,7 +198,8 @@ def test_engine_by_url(monkeypatch):
     reply = {"results": ["w " * 500]}
     assert len(game(engine="https://x/?k=1").step("[search] \ud800?")[0].split()) == 61
     game(engine="http://x/{query}/go").step("[search] a/b")
-    assert [url for url, _ in asked] == ["http://x/s?q=a%20%26%20b", "https://x/?k=1&q=%3F%3F", "http://x/a%2Fb/go"]
+    urls = ["http://x/s?q=a%20%26%20b", "https://x/?k=1&q=%EF%BF%BD%3F", "http://x/a%2Fb/go"]
+    assert [url for url, _ in asked] == urls
     assert all(timeout for _, timeout in asked)
     reply = {"error": "quota"}
     with pytest.raises(envs.UserError):
