@@ -942,7 +942,8 @@ def play(s: Settings) -> None:
     while not over and (action := input("you    ")):
         text, reward, terminated, truncated, _ = env.step(action)
         total, over = total + reward, terminated or truncated
-        print(f"user   {grpo.printable(text)}\n       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
+        print(f"user   {grpo.printable(text)}")
+        print(f"       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 

@@ -71,7 +71,7 @@ def test_half_a_character_of_a_caller_and_of_its_teacher():
     u.drive(env.turn(good.replace("say: ", "say: \ud800")))
     assert env.log[0].reply.say.startswith("\ufffd")
     talk = u.demonstration(u.CallEnv(env.task), random.Random(0), 0.0,
-                           ask=lambda prompt: good.replace("say: ", "say: \ud800"))
+                           model=u.Teacher(lambda prompt: good.replace("say: ", "say: \ud800")))
     assert "say: \ufffd" in talk[-1]["content"]
 
 
