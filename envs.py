@@ -23,6 +23,7 @@ any dependency: this file runs alone on the standard library.
 
 from __future__ import annotations
 
+import copy
 import heapq
 import importlib
 import itertools
@@ -216,7 +217,8 @@ def _vocabulary(lexicons: tuple[str, ...]) -> frozenset[str]:
 
 @lru_cache(maxsize=20_000)
 def _phrases(lexicon: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(words(phrase)) for phrase in lexicon.split("|"))
+    phrases = [tuple(words(phrase)) for phrase in lexicon.split("|")]
+    return tuple(filter(None, phrases))                  # nobody can say "?"
 
 
 def span_of(phrase: tuple[str, ...], said: list[str]) -> tuple[int, int] | None:
@@ -678,7 +680,9 @@ class Env:
 
     # What gyms are made of -------------------------------------------------------------------------
     def _info(self) -> dict:
-        return {"public": {"gym": self.name, "turn": self.turns}, "hidden": {"persona": self.persona, **self.hidden}}
+        """A turn's info: nothing in it is shared with the episode or another turn."""
+        hidden = {"persona": self.persona, **copy.deepcopy(self.hidden)}
+        return {"public": {"gym": self.name, "turn": self.turns}, "hidden": hidden}
 
     def understand(self, message: str, topics: dict[str, str]):
         """Ask the user which topics a message addresses."""
@@ -801,6 +805,11 @@ def need(entry, name: str, kind):
         wanted = " or ".join(k.__name__ for k in kinds)
         raise ValueError(f"field {name!r} must be {wanted}, not {type(value).__name__}")
     return value
+
+
+def entry_id(entry: dict, key: str) -> str:
+    """The id of a task file's entry, which is a text or a number; without one, its key in the file."""
+    return str(need({"id": key, **entry}, "id", (str, int)))
 
 
 # ---------------------------------------------------------------------------------------------- travel
@@ -1284,7 +1293,7 @@ def _travel_notes(moves, wanted) -> tuple:
     wishes: dict = {aspect: {} for aspect in wanted}
     letters = {TRAVEL_ASPECTS[a]["letter"]: a for a in wanted}
     for act, reply in moves:
-        lines = re.findall(r"^([A-Z]\d+): (.*)$", reply, flags=re.M)
+        lines = re.findall(r"^([A-Z]\d+): ((?:.*, )?\$\d+)$", reply, flags=re.M)
         if act.kind == "search" and lines:
             last = letters[lines[0][0][0]]
             tables[last] = {option: line.split(", ") for option, line in lines}
@@ -1708,8 +1717,8 @@ class TurtleGym(Env):
             score, statement = need(item, "score", (int, float, str)), need(item, "statement", str).strip()
             try:
                 score = float(score)
-            except ValueError:
-                raise ValueError(f"field 'score' is no number: {score[:20]!r}") from None
+            except (ValueError, OverflowError):                  # a text; a number of 400 digits
+                raise ValueError(f"field 'score' is no number: {str(score)[:20]!r}") from None
             if not 0 <= score < 1e6 or not statement:            # not a number compares false, too
                 raise ValueError("field 'score' must be a number >= 0, 'statement' a text")
             points.append({"statement": statement, "score": score, "facts": [f"point {number}"]})
@@ -2024,7 +2033,7 @@ class FunctionGym(Env):
         found = arithmetic(rule, test)
         if found is None or not -1e300 < value < 1e300 or abs(found - value) > 1e-6:
             raise ValueError(f"field 'expected_result' is {value}, but {rule!r} makes {found} of {test}")
-        return {"id": str(entry.get("id", key)), "rule": rule, "test_case": test, "expected_result": float(value)}
+        return {"id": entry_id(entry, key), "rule": rule, "test_case": test, "expected_result": float(value)}
 
     def expert(self, rng: random.Random, slip: float) -> str:
         """Strike out the rules that disagree, choose the probe that splits the rest best, then do the sum.
@@ -2281,6 +2290,7 @@ class TauGym(Env):
         self.shop, self.gold = TauShop(self.base), TauShop(self.base)
         self.goal = self.task["info"]["task"]
         self.hidden["goal"] = self.goal["instruction"]
+        self.gold.get("users", self.goal["user_id"])     # a task of another database is an error, said at once
         self.found = self.transferred = self.listed = False
         self.said: list[str] = []                        # messages that may hold a required output
         writes = [act for act in self.goal["actions"] if act["name"] in TAU_WRITES]
@@ -2291,7 +2301,7 @@ class TauGym(Env):
         self.impossible = []
         for act in writes:
             table, key = ("orders", "order_id") if "order_id" in act["kwargs"] else ("users", "user_id")
-            self.gold.get(table, act["kwargs"].get(key))     # a task of another database is an error, said at once
+            self.gold.get(table, act["kwargs"].get(key))
             if not self.gold.does(act["name"], act["kwargs"]):
                 self.impossible.append(act)
         return self.task["obs"]
@@ -3448,7 +3458,7 @@ class PersuadeGym(Env):
         cruxes = sorted(touched, key=heard.count, reverse=True)[:3]
         if len(cruxes) < 2:
             cruxes = list(dict.fromkeys([*cruxes, "fairness", "evidence"]))[:2]
-        return {"id": str(entry.get("id", key)), "claim": claim, "argument": argument, "subject": "", "cruxes": cruxes}
+        return {"id": entry_id(entry, key), "claim": claim, "argument": argument, "subject": "", "cruxes": cruxes}
 
     def expert(self, rng: random.Random, slip: float) -> str:
         """Reads from the last words what the user cares about, argues about that, and forgets what it said before."""
@@ -4537,7 +4547,7 @@ class SearchGym(Env):
         texts = isinstance(aliases, list) and all(isinstance(alias, str) for alias in aliases)
         if not texts or not _search_key(answer):
             raise ValueError("field 'answer' must hold a word, and 'aliases' must be a list of texts")
-        return {"id": str(entry.get("id", key)), "question": question, "answer": answer, "aliases": aliases}
+        return {"id": entry_id(entry, key), "question": question, "answer": answer, "aliases": aliases}
 
     def expert(self, rng, slip):
         """Search for the name in the question, read the next name off the texts, search for that, answer.
@@ -4876,7 +4886,7 @@ def load_tasks(gym: str, path: str) -> list[dict]:
     for key, entry in data.items() if isinstance(data, dict) else enumerate(data):
         try:
             task = cls.read_task(str(key), entry)
-            if task["id"] in tasks:
+            if need(task, "id", str) in tasks:
                 raise ValueError(f"a second entry with the id {task['id']!r}")
         except Skip as reason:
             skipped.append(reason)

@@ -562,7 +562,7 @@ class CallEnv:
         self.profile = t.reply.profile or self.profile
         self.agent = self.answer(t)
         reward = sum(self.weights[name] * t.scores[name] for name in self.weights)
-        hidden = {"move": t.move["kind"], "act": t.act, "faults": t.faults, "scores": t.scores}
+        hidden = {"move": t.move["kind"], "act": t.act, "faults": list(t.faults), "scores": dict(t.scores)}
         return self.agent, reward, self.over, False, {"public": {}, "hidden": hidden}
 
     def hear(self, text: str) -> Turn:

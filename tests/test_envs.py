@@ -121,6 +121,29 @@ def content_of(gym: str, task: dict):
     return tuple(sorted((aspect, category, value) for aspect, category, value, _ in wishes))
 
 
+def parts(value) -> list:
+    """Every list, dict and set in a value, however deep."""
+    if not isinstance(value, (list, dict, set)):
+        return []
+    inside = value.values() if isinstance(value, dict) else value
+    return [value, *(part for one in inside for part in parts(one))]
+
+
+@pytest.mark.parametrize("gym", envs.GYMS)
+def test_infos_share_nothing(gym):
+    """Search gave out its task's own path, and the same list in every info: who changed one changed the episode."""
+    env = make(gym, 1)
+    _, info = env.reset()
+    infos, over = [info], False
+    while not over:
+        *_, terminated, truncated, info = env.step(envs.expert(env))
+        infos.append(info)
+        over = terminated or truncated
+    owned = [id(part) for part in parts([*infos, vars(env)])]
+    given = [id(part) for info in infos for part in parts(info)]
+    assert len(given) >= 3 * len(infos) and all(owned.count(one) == 1 for one in given)
+
+
 @pytest.mark.parametrize("gym", envs.GYMS)
 def test_no_two_splits_share_content(gym):
     contents = {}

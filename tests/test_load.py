@@ -1,9 +1,13 @@
 """load_tasks: the original projects' files, and every way in which a file can be wrong, in one line."""
+import copy
 import json
+import os
+import random
 from pathlib import Path
 
 import envs
 import pytest
+import userlm_r1
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 ORIGINAL = {
@@ -31,6 +35,16 @@ def party(**change):
 def lion(**change):
     return {"id": "e1", "title": "Lion", "description": "Guess.", "goal": "Guess it.", "category": "wild_animal",
             "target_entity": "Lion - a large dangerous cat that lives in Africa", **change}
+
+
+def story(**change):
+    points = [{"score": 0.5, "statement": "The uncle did it."}, {"score": "0.5", "statement": "He was asleep."}]
+    return {"new_title": "Soup", "new_surface": "Why?", "new_bottom": "The uncle.", "evaluation": points, **change}
+
+
+RULE = {"id": "f1", "rule": "a + b * c", "test_case": [1, 2, 3, 4], "expected_result": 7}
+CLAIM = {"id": 1, "claim": "Cars should be banned", "argument": "They cost money. They are dangerous. It is unfair."}
+QUESTION = {"id": "q1", "question": "Who?", "answer": "Moss", "aliases": ["C. Moss"]}
 
 
 @pytest.fixture
@@ -103,6 +117,11 @@ def test_a_loaded_entity_knows_what_its_text_says_and_no_more(file):
     ("telepathy", "[" * 100_000, "tasks.json"),
     ("travel", {"t": {**trip(), "dimensions": ["flight", "spaceship"]}}, "entry t: field 'dimensions'"),
     ("travel", {"t": {**trip(), "dimensions": []}}, "dimensions"),
+    ("turtle", [story(evaluation=[{"score": 10 ** 400, "statement": "It was."}])], "field 'score' is no number: '1000"),
+    ("turtle", [story(evaluation=[{"score": "much", "statement": "It was."}])], "field 'score' is no number: 'much'"),
+    ("function", [{**RULE, "id": ["f1"]}], "field 'id' must be str or int, not list"),
+    ("persuade", [{**CLAIM, "id": {}}], "field 'id' must be str or int, not dict"),
+    ("search", [{**QUESTION, "id": None}], "field 'id' must be str or int, not NoneType"),
     ("golf", [], "unknown gym 'golf'")])
 def test_a_bad_file_is_one_clear_line(file, gym, data, says):
     with pytest.raises(ValueError) as error:
@@ -128,3 +147,99 @@ def test_a_file_of_absurd_size_is_not_read(file, monkeypatch):
     monkeypatch.setattr(envs, "MAX_FILE", 1 << 20)
     with pytest.raises(ValueError, match="larger than 1 MB"):
         envs.load_tasks("function", file("[" + " " * (1 << 21) + "]"))
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path):
+    """Both have no size, and no end: a pipe waited for ever, /dev/zero filled the memory."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ValueError, match="must be a file, not a directory, a pipe or a device"):
+            envs.load_tasks("turtle", str(path))
+        with pytest.raises(ValueError, match="must be a file"):
+            userlm_r1.load_table(str(path), userlm_r1.Persona)
+
+
+def test_a_gym_of_your_own_whose_tasks_have_no_id(file, monkeypatch):
+    """An id that cannot be a key was a TypeError."""
+    class Own(envs.Env):
+        name = "own"
+
+        @classmethod
+        def read_task(cls, key, entry):
+            return entry
+    monkeypatch.setitem(envs.GYMS, "own", Own)
+    for entry in ({"id": ["x"]}, {}):
+        with pytest.raises(ValueError, match="entry 0: field 'id'"):
+            envs.load_tasks("own", file([entry]))
+
+
+# ---------------------------------------------------------------------------------------------- damaged files
+
+ODD = [None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", "x", "?", "|", "{}", "\ud800", "a\nb", [], {},
+       [[]], [{}], [None], [1], ["x"], {"a": 1}, "F1", "nan"]
+ACTIONS = ("[action] What is your budget?", "[action] I will cancel order #W1, no longer needed. OK?",
+           "[action] A ban costs money, because the people pay.", "[search] flight to Oslo in June", "[search] test",
+           "[answer] F1", "[answer] 7", "[answer] The uncle of the lion, it is dangerous and old.")
+
+
+def places(value, path=()) -> list[tuple]:
+    """The path to every part of a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inside for place in places(part, (*path, key)))]
+
+
+def damaged(entry, rng):
+    """The entry with one part missing, in two places, of another type, written as text, or one level deeper."""
+    *way, last = rng.choice(places(entry)[1:])
+    part = entry = copy.deepcopy(entry)
+    for key in way:
+        part = part[key]
+    how = rng.choice(("missing", "odd", "odd", "odd", "deeper", "text"))
+    if how == "missing":
+        del part[last]
+    elif how == "odd":
+        part[last] = copy.deepcopy(rng.choice(ODD))
+    else:
+        part[last] = json.dumps(part[last]) if how == "text" else rng.choice(([part[last]], {"x": part[last]}))
+    return entry
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A folder with the database of the customer of TAU."""
+    folder = tmp_path_factory.mktemp("shop")
+    for table, rows in envs.tau_shop("train/0").items():
+        (folder / f"{table}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def tau():
+    task = envs.GYMS["tau"].make_task("train", 1)
+    return {"id": task["id"], "obs": task["obs"], "info": task["info"]}
+
+
+@pytest.mark.parametrize("gym, entry", [
+    ("travel", trip()), ("turtle", story()), ("function", RULE), ("tau", tau()), ("persuade", CLAIM),
+    ("intention", party()), ("telepathy", lion()), ("search", QUESTION)])
+def test_a_damaged_file_is_a_task_that_plays_or_one_line(gym, entry, file, shop):
+    """A category of "?" broke the turn in which any question was asked, a score of 400 digits the reading; a customer
+    of another shop was found missing in the middle of the conversation, and a price that is none by the expert."""
+    options, rng = {"data": shop} if gym == "tau" else {}, random.Random(gym)
+    played = 0
+    for number in range(60):
+        again = damaged(entry, rng)
+        try:
+            [task] = envs.load_tasks(gym, file([again]))
+            env = envs.make(gym, task=task, classic=number % 3 == 0, **options)
+            env.reset()
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        played += 1
+        for action in ACTIONS:
+            text, *_, info = env.step(action)
+            (text + json.dumps(info, ensure_ascii=False)).encode()
+        # the expert of tau knows only our customers' words
+        if gym != "tau":
+            envs.play(envs.make(gym, task=task), envs.expert)
+    assert 5 < played < 55
