@@ -161,6 +161,8 @@ def load_policy(name_or_path, device=None, dtype=None):
     except Exception as error:  # what damaged files make of three libraries is of every kind, plain Exception too
         raise PolicyError(f"cannot load a policy from {name}: {reason(error)}") from error
     chat_ends(tokenizer)
+    for key in ("is_local", "local_files_only"):  # how it was found is not part of it, and not to be saved
+        tokenizer.init_kwargs.pop(key, None)
     # Views of the mapped file lie at odd addresses, where a CPU's last bits come out differently.
     for p in model.parameters():
         p.data = p.data.clone()

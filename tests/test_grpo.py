@@ -1003,6 +1003,10 @@ def test_resumed_equals_uninterrupted(fresh, trajs, tmp_path, dtype, muon):
         assert here and here.keys() == there.keys()
         assert all(torch.equal(here[k], there[k]) for k in here)
     assert tok2.chat_template == tok.chat_template
+    grpo.save_checkpoint(tmp_path / "again", *grpo.load_policy(tmp_path / "start", "cpu", dtype))
+    for file in os.listdir(tmp_path / "start"):
+        if dtype == torch.float32:                              # saved again, it is the same, whence it was loaded too
+            assert (tmp_path / "start" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     assert grpo.encode(tok2, ODD[6]) == grpo.encode(tok, ODD[6])
 
 
