@@ -379,20 +379,20 @@ def test_bad_input_is_one_clear_line(here, capsys, argv, says):
 
 
 def test_minutes_are_steps(echo, capsys):
-    """A budget by the clock would break "same seed, same metrics": the defaults, 800 and 48, are scaled."""
+    """A budget by the clock would break "same seed, same metrics": the defaults, 900 and 42, are scaled."""
     def steps(*argv):
         _, s = grpo.parse(["demo", *argv], userrl.Settings, userrl.COMMANDS)
         return s.sft_steps, s.steps
-    assert steps() == steps("--minutes=0") == steps("--minutes=10") == (800, 48)
-    assert steps("--minutes=5") == (400, 24) and steps("--minutes=12.5") == (1000, 60)
+    assert steps() == steps("--minutes=0") == steps("--minutes=10") == (900, 42)
+    assert steps("--minutes=5") == (450, 21) and steps("--minutes=15") == (1350, 63)
     assert steps("--minutes=0.01") == (1, 1)
     # the default, too, may not be asked for beside it
     with pytest.raises(ValueError, match="--minutes sets .* or --steps"):
-        steps("--minutes=5", "--steps=48")
+        steps("--minutes=5", "--steps=42")
     small = [item for item in LIVE if "steps=" not in item]
     assert userrl.main(["demo", "--name=a", *small, "--minutes=0.1"]) == 0
     whole = metrics("a")
-    assert len(whole.splitlines()) == 8 + 1                             # 1 % of each, and at least one
+    assert len(whole.splitlines()) == 9 + 1                             # 1 % of each, and at least one
     for more in ([], ["--minutes=0.1"]):
         assert userrl.main(["demo", "--name=a", "--resume=True", *more]) == 0
     assert metrics("a") == whole
