@@ -766,18 +766,14 @@ def logps_at(model, hidden, ids, row, col, temperature=1.0):
     return torch.cat([chunk_logps(h, y) for h, y in chunks])
 
 
-def trained_logps(model, trajs, temperature=1.0):
-    """Log-probs of the trained tokens alone, [N]: the first of `said_and_heard`."""
-    return said_and_heard(model, trajs, temperature)[0]
-
-
 def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     """Per trajectory the log-prob of every token, parallel to `ids` (0.0 where the mask is 0), without gradients:
     reference log-probs for the KL term, and the check that trainer and sampler agree."""
     out = [[0.0] * len(t.ids) for t in trajs]
     with torch.inference_mode():
         for batch in batches([len(t.ids) for t in trajs], micro_tokens):
-            values = iter(trained_logps(model, [trajs[i] for i in batch], temperature).tolist())
+            said, _ = said_and_heard(model, [trajs[i] for i in batch], temperature)
+            values = iter(said.tolist())
             for i in batch:
                 out[i] = [next(values) if m else 0.0 for m in trajs[i].mask]
     return out

@@ -1423,6 +1423,11 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, teacher_of(s.teacher))
 
 
+def first_call(s: Settings) -> dict[str, CallEnv]:
+    """The first held-out call, for `grpo.must_fit`, which reads the opening alone."""
+    return {"call": CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)}
+
+
 def reading_steps(s: Settings) -> int:
     """The SFT steps at the beginning in which a model made from scratch only reads drills."""
     return int(s.reading * s.sft_steps) if s.model == "tiny" else 0
@@ -1696,8 +1701,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
         if s.teacher and (step in (reading_steps(s) + 1, s.sft_steps) or step % 100 == 0):
             tell_unheard(f"until step {step} the teacher {s.teacher}", teacher_of(s.teacher))
         return batch, number
-    call = CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)
-    grpo.first_policy(run, texts, {"call": call}, base)
+    grpo.first_policy(run, texts, first_call(s), base)
     tell = partial(measure, run, run.engine)
     if not run.optimizer:
         tell("base" if "sft" in phases else "start")
@@ -1775,7 +1779,7 @@ def eval_(s: Settings) -> None:
     if s.model != "teacher":
         model, tokenizer = grpo.chosen_policy(run.s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-        grpo.must_fit(policy, {"call": CallEnv(make_task("call", 0, "test", *tables(s)), s.mode, long=s.long)})
+        grpo.must_fit(policy, first_call(s))
     run.begin()
     measure(run, policy, Path(run.s.model).name)
     print_tables(run.evals)

@@ -199,6 +199,11 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
     return envs.make(gym, index, split, user=user, **{**options, **env_options(s, gym)})
 
 
+def first_envs(s: Settings) -> dict[str, envs.Env]:
+    """Each gym that is evaluated, on its first held-out task: for `grpo.must_fit`, which reads the opening alone."""
+    return {gym: make_env(s, gym, 0, "test", None) for gym in gym_names(s)}
+
+
 def load_user(s: Settings):
     """The function load_user(argument, noise, vague, device) of --user's module."""
     module, colon, _ = s.user.partition(":")
@@ -826,7 +831,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     def texts():
         talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
         return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
-    grpo.first_policy(run, texts, {gym: make_env(s, gym, 0, "test", scripted) for gym in gym_names(s)})
+    grpo.first_policy(run, texts, first_envs(s))
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
     size = sum(p.numel() for p in run.model.parameters())
@@ -897,7 +902,7 @@ def eval_(s: Settings) -> None:
     if policy not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-        grpo.must_fit(policy, {gym: make_env(s, gym, 0, "test", envs.ScriptedUser()) for gym in gym_names(s)})
+        grpo.must_fit(policy, first_envs(s))
     run.begin()
     measure(run, policy, user, s.model)
     print_table(run.evals)

@@ -407,29 +407,25 @@ def test_loo_divided_by_hand():
     assert flat(loo([[-1], [0, -3]], [0, 0], normalize="mean")) == close([1, -1, -1.5], 1e-5)
 
 
-def centred_over_the_living(rewards):
-    """The tempting way: a turn's reward minus the mean over the rollouts that still play, added up after."""
-    out = []
-    for r in rewards:
-        centred = []
-        for t, r_t in enumerate(r):
-            living = [other[t] for other in rewards if len(other) > t]
-            centred.append(r_t - sum(living) / len(living))
-        out.append([sum(centred[t:]) for t in range(len(r))])
-    return out
-
-
-def centred_over_the_others(rewards):
-    """The same with all the others, 0 where they have ended: it still pays per turn that it lasts."""
+def centred_first(rewards, baseline):
+    """The tempting way: a turn's reward minus baseline(rewards, i, t) first, added up after."""
     out = []
     for i, r in enumerate(rewards):
-        others = [other for j, other in enumerate(rewards) if j != i]
-        centred = []
-        for t, r_t in enumerate(r):
-            theirs = [other[t] for other in others if len(other) > t]
-            centred.append(r_t - sum(theirs) / len(others))
+        centred = [r_t - baseline(rewards, i, t) for t, r_t in enumerate(r)]
         out.append([sum(centred[t:]) for t in range(len(r))])
     return out
+
+
+def mean_of_the_living(rewards, i, t):
+    """Over the rollouts that still play."""
+    living = [r[t] for r in rewards if len(r) > t]
+    return sum(living) / len(living)
+
+
+def mean_of_the_others(rewards, i, t):
+    """Over all the others, 0 where they have ended: a rollout still pays per turn that it lasts."""
+    others = [r for j, r in enumerate(rewards) if j != i]
+    return sum(r[t] for r in others if len(r) > t) / len(others)
 
 
 def expected_gradient(advantages, stop, win):
@@ -455,8 +451,8 @@ def test_loo_is_unbiased_where_rollouts_stop():
     By hand, loo's first number: who stops gets 1 - 1, 1 - 3 or 1 - 0, on average -1/4; who hits 1.75, who
     misses -1.25: 1/2 x -1/2 x -1/4 + 1/4 x 1/2 x 1.75 + 1/4 x 1/2 x -1.25 = 1/8."""
     assert expected_gradient(lambda rewards: loo(rewards, [0, 0]), stop=1, win=3) == [1 / 8, 3 / 8]
-    assert expected_gradient(centred_over_the_living, stop=1, win=3) == [-1 / 8, 3 / 32]
-    assert expected_gradient(centred_over_the_others, stop=1, win=3)[0] == -1 / 16
+    assert expected_gradient(partial(centred_first, baseline=mean_of_the_living), stop=1, win=3) == [-1 / 8, 3 / 32]
+    assert expected_gradient(partial(centred_first, baseline=mean_of_the_others), stop=1, win=3)[0] == -1 / 16
 
 
 def test_loo_hears_the_same_total_at_another_turn():
