@@ -79,6 +79,8 @@ class Settings(grpo.RunSettings):
     choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
+    data: str = ""                  # folder of the original projects' files, at any depth: their tasks, as published
+    classic: bool = False           # the rules as released, in every gym; travel pays as there, tau has 30 turns
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)
     user_noise: float = 0.0         # probability that the scripted user misunderstands
@@ -122,11 +124,13 @@ class Settings(grpo.RunSettings):
         if self.user != "scripted":
             load_user(self)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
-        if not gym_names(self):
+        if not chosen(self):
             raise ValueError("--gyms names no gym")
+        if self.data:
+            check_data(self)
         for gym in gym_names(self):
             for index in range(1 + self.tier.count(",")):               # several tiers take turns
-                make_env(self, gym, index, "train", None)
+                make_env(self, gym, index, "test" if self.data else "train", None)
         env_options(self, "")                                           # also of gyms that nobody plays
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
@@ -148,6 +152,12 @@ COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl
 
 # ---------------------------------------------------------------------------------------------- tasks and users
 
+# Settings of UserRL's own beside the rules: of a gym, or of a gym in a split.
+CLASSIC = {"tau": {"max_turns": 30},
+           ("travel", "train"): {"search_reward": 0.0, "preference_reward": 0.8},
+           "travel": {"search_reward": 0.2, "preference_reward": 0.6}}
+
+
 def listed(text: str) -> list[str]:
     """["a", "b"] from "a, b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -161,13 +171,35 @@ def chosen(s: Settings) -> list[str]:
 
 
 def gym_names(s: Settings) -> list[str]:
-    """The gyms that are evaluated."""
-    return list(dict.fromkeys(chosen(s)))
+    """The gyms that are evaluated; with --data, those whose test tasks are there."""
+    names = dict.fromkeys(chosen(s))
+    return [gym for gym in names if not s.data or not lacking(s, gym, "test")]
 
 
 def trained(s: Settings) -> list[str]:
     """The gyms that are trained, in turn: one that is named twice in --gyms has twice the share."""
     return [name for name in chosen(s) if name not in listed(s.hold_out)]
+
+
+def lacking(s: Settings, gym: str, split: str) -> str:
+    """Why --data has no such tasks; "" if it has."""
+    try:
+        return "" if envs.published_tasks(gym, s.data, split) else "no task"
+    except ValueError as error:
+        return str(error)
+
+
+def check_data(s: Settings) -> None:
+    """ValueError for a gym whose tasks are beyond a user that goes by rules, or of which --data has no task at all."""
+    users = listed(s.user.removeprefix("mix:"))
+    rules = any(user.partition(":")[0] in ("scripted", "userlm") for user in users)
+    beyond = [f"{gym} ({envs.BEYOND_RULES[gym]})" for gym in dict.fromkeys(chosen(s)) if gym in envs.BEYOND_RULES]
+    if rules and beyond:
+        raise ValueError(f"--data: rules know too little of {', '.join(beyond)}: give a language model, "
+                         "--user=llm:MODEL@http://server/v1 or --user=llm:FOLDER, or leave them out of --gyms")
+    for gym in chosen(s):
+        if lacking(s, gym, "train") and (why := lacking(s, gym, "test")):
+            raise ValueError(f"--data: {why}")
 
 
 def env_options(s: Settings, gym: str) -> dict:
@@ -190,13 +222,23 @@ def env_options(s: Settings, gym: str) -> dict:
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
     """The index-th task of a gym in a split, by the settings; ValueError for an option that the gym has not."""
     options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
-    if gym == "travel":
+    task = None
+    if s.data:
+        tasks = envs.published_tasks(gym, s.data, split)
+        task = tasks[index % len(tasks)]
+    elif gym == "travel":
         # several tiers take turns
         tiers = envs.TRAVEL_TIERS if s.tier == "all" else s.tier.split(",")
         options["tier"] = tiers[index % len(tiers)]
         index //= len(tiers)
-        options |= {"wrong": s.wrong, "noise": s.noise, "one_choice": s.choice == "single"}
-    return envs.make(gym, index, split, user=user, **{**options, **env_options(s, gym)})
+        options |= {"wrong": s.wrong, "noise": s.noise}
+    if gym == "travel":
+        options["one_choice"] = s.choice == "single"
+    if gym == "tau" and s.data:
+        options["data"] = s.data
+    if s.classic:
+        options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
+    return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym)})
 
 
 def first_envs(s: Settings) -> dict[str, envs.Env]:
@@ -295,20 +337,41 @@ def interval(values: list[float]) -> dict:
 
 
 def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
-    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages.
+    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages,
+    and with all eight gyms UserRL's own.
 
     gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str} an
     episode, in travel also "tier" and "metrics".  Episodes whose user failed are counted, not scored; where a gym has
     no other, its numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
     """
     table = {gym: gym_summary(episodes, samples) for gym, episodes in gym_episodes.items()}
+    userrl = {"userrl": userrl_average(table, gym_episodes["travel"])} if set(TEST_ROWS) <= set(table) else {}
     gyms = list(table.values())
     macro = micro = interval([])
     if all(gym["n"] for gym in gyms):
         macro = {"return": average(gym["return"] for gym in gyms),
                  "ci95": math.sqrt(sum(gym["ci95"] ** 2 for gym in gyms)) / len(gyms)}
         micro = interval([value for gym in gyms for value in gym["returns"].values()])
-    return {"gyms": table, "macro": macro, "micro": micro, "user": user}
+    return {"gyms": table, "macro": macro, "micro": micro, **userrl, "user": user}
+
+
+# How many tasks UserRL tests a gym with: the weights of its average.
+TEST_ROWS = {"travel": 471, "turtle": 48, "function": 78, "tau": 165, "persuade": 42, "intention": 40,
+             "telepathy": 41, "search": 125}
+
+
+def userrl_average(table: dict[str, dict], trips: list[dict]) -> dict:
+    """UserRL's own average over all eight gyms, with its half width; None where a gym was not measured.
+
+    Weighted by TEST_ROWS; travel counts by its score, the mean over aspects of the best answer's value.
+    """
+    scored = [{**e, "rewards": [e["metrics"]["score"]]} for e in trips if e["status"] != "user_error"]
+    rows = {**table, "travel": gym_summary(scored, 1)}
+    weight = {gym: count / sum(TEST_ROWS.values()) for gym, count in TEST_ROWS.items()}
+    if not all(rows[gym]["n"] for gym in weight):
+        return interval([])
+    return {"return": sum(weight[gym] * rows[gym]["return"] for gym in weight),
+            "ci95": math.sqrt(sum((weight[gym] * rows[gym]["ci95"]) ** 2 for gym in weight))}
 
 
 def gym_summary(episodes: list[dict], samples: int) -> dict:
@@ -330,7 +393,10 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
         row["user_error"] = errors[0]
     if samples > 1:
         solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
+        earned = [[sum(e["rewards"]) for e in same] for same in tasks.values() if len(same) == samples]
         row["pass_at"] = {k: average(rewards.pass_at_k(samples, count, k) for count in solved)
+                          for k in range(1, samples + 1)}
+        row["best_of"] = {k: average(rewards.best_of_k(values, k) for values in earned)
                           for k in range(1, samples + 1)}
     if scored and "metrics" in scored[0]:
         row["userbench"] = userbench(scored)
@@ -340,6 +406,7 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
 USERBENCH = {"score": "score", "best_exist": "best", "correct_exist": "correct", "valid_search": "search%",
              "valid_action": "action%", "active": "active", "passive": "passive", "first_valid": "first",
              "timing": "timing"}
+USERBENCH_LEVELS = {"easy": ("22", "2222"), "medium": ("33", "233", "333"), "hard": ("44", "334", "444")}
 USERBENCH_NOTE = """\
 (score: mean value of the answers; best, correct: aspects with the best, with a suiting answer; search%, action%:
  moves that got the task further, of all such moves; active, passive: preferences that were asked for, volunteered;
@@ -348,13 +415,18 @@ USERBENCH_NOTE = """\
 
 
 def userbench(episodes: list[dict]) -> dict[str, dict]:
-    """UserBench's metrics (arXiv 2507.22034) of travel episodes, per tier and overall; None where there was no case.
+    """UserBench's metrics (arXiv 2507.22034) of travel episodes; None where there was no case.
+
+    Rows: each tier, overall, and where there are several tiers easy, medium and hard, as far as they were played.
 
     Valid searches and actions are shares of all that these episodes tried, all else is a mean over episodes.
     """
     tiers = {"overall": episodes}
     for e in episodes:
         tiers.setdefault(e["tier"], []).append(e)
+    for level, its in USERBENCH_LEVELS.items() if len(tiers) > 2 else []:
+        some = [e for e in episodes if e["tier"] in its]
+        tiers |= {level: some} if some else {}
     table = {}
     for tier, some in tiers.items():
         rows = [e["metrics"] for e in some]
@@ -372,15 +444,19 @@ SCRIPTED = ("expert", "demonstrator")          # policies without a model; the s
 
 def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
     """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, "expert", or "demonstrator".
+    (With --data at most as many as there are.)
 
     Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
     If it could not be played to its end, "failed" says why, and there are no numbers.  "talks" has, per gym, the
     conversation on its first task: {"history": [[role, text], …], "rewards": […], "status": one of ENDINGS}.
     """
-    every = itertools.product(gym_names(s), range(tasks), range(s.samples))
+    every = []
+    for gym in gym_names(s):
+        count = min(tasks, len(envs.published_tasks(gym, s.data, split))) if s.data else tasks
+        every += itertools.product([gym], range(count), range(s.samples))
     mine, talks, failed = [], {}, ""
     try:
-        mine, talks = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
+        mine, talks = played(s, policy, user, every[grpo.rank()::grpo.world()], split)
     except (envs.UserError, OSError, NotImplementedError) as error:     # all processes must hear of it
         failed = grpo.reason(error)
     everyone = grpo.gather([mine, talks, failed])
@@ -391,7 +467,8 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict
         for gym, episode in theirs:
             episodes[gym].append(episode)
     who = (f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
-           f"patience {s.patience or 'endless'}")
+           f"patience {s.patience or 'endless'}{', classic rules' if s.classic else ''}"
+           f"{f', tasks of {s.data}' if s.data else ''}")
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
@@ -456,6 +533,8 @@ def print_table(columns: dict[str, dict]) -> None:
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
     for kind in ("macro", "micro"):
         line(f"{kind} average", [shown(c[kind]) for c in several])
+    if all("userrl" in c for c in several):
+        line("UserRL's own average", [shown(c["userrl"]) for c in several])
     solved = [average(row["success"] for row in c["gyms"].values()) for c in several]
     line("tasks solved", ["-" if share is None else f"{100 * share:.0f} %" for share in solved])
     ended = [{how: sum(row["ended"][how] for row in c["gyms"].values()) for how in ENDINGS} for c in several]
@@ -469,6 +548,7 @@ def print_table(columns: dict[str, dict]) -> None:
         for gym, row in column["gyms"].items():
             if "pass_at" in row and row["n"]:
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
+                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_of"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
 
@@ -476,7 +556,8 @@ def print_table(columns: dict[str, dict]) -> None:
 def print_userbench(table: dict[str, dict]) -> None:
     """UserBench's metrics, a row a tier."""
     print(f"\n{'UserBench, tier':16}{'n':>6}" + "".join(f"{title:>9}" for title in USERBENCH.values()))
-    for tier in sorted(set(table) - {"overall"}) + ["overall"]:
+    levels = [level for level in USERBENCH_LEVELS if level in table] + ["overall"]
+    for tier in sorted(set(table) - set(levels)) + levels:
         cells = ["-" if table[tier][key] is None else f"{table[tier][key]:.3f}" for key in USERBENCH]
         print(f"{tier:16}{table[tier]['n']:6d}" + "".join(f"{cell:>9}" for cell in cells))
     print(USERBENCH_NOTE)
@@ -844,7 +925,8 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     grpo.run_phases(run, phases, teach, tell)
     if "sft" in phases:
         measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
-    measure(run, "expert", user, "expert")
+    if not s.data:
+        measure(run, "expert", user, "expert")
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
@@ -853,6 +935,8 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         raise ValueError(f"--model={s.model} is for eval only")
     if not trained(s):
         raise ValueError("--hold_out leaves no gym to train in")
+    if s.data:
+        start_from_files(s, phases)
     for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
         if envs.gym_class(gym).expert is envs.Env.expert:
             raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
@@ -872,6 +956,19 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     before_and_after(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
+
+
+def start_from_files(s: Settings, phases: tuple[str, ...]) -> None:
+    """ValueError if --data cannot be trained on so; says which gyms are trained without being evaluated."""
+    if "sft" in phases or s.model == "tiny":
+        raise ValueError("--data has no demonstrator, and no words for a tiny model: train or eval with --model=…")
+    for gym in trained(s):
+        if why := lacking(s, gym, "train"):
+            raise ValueError(f"--data: {why}; --hold_out={gym} only evaluates it")
+        if why := lacking(s, gym, "test"):
+            print(f"note: {gym} is trained and not evaluated: {why}")
+    if not gym_names(s):
+        raise ValueError(f"--data: {lacking(s, trained(s)[0], 'test')}")
 
 
 def demo(s: Settings) -> None:
@@ -897,6 +994,11 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
+    for gym in chosen(s) if s.data else []:
+        if why := lacking(s, gym, "test"):
+            raise ValueError(f"--data: {why}")
+        if s.model in SCRIPTED and gym != "function":
+            raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
     run = grpo.Run(s, "eval")
     user, policy = make_user(s), s.model
     if policy not in SCRIPTED:
