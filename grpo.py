@@ -287,7 +287,7 @@ def cut_chat(key):
     tokenizer, template, _ = key
     name = tokenizer.name_or_path or "this model"
     if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
-        raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: a chat model is needed")
+        raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
     talk = "system", "user", "assistant", "user"
     try:
         opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
