@@ -23,8 +23,11 @@ any dependency: this file runs alone on the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import heapq
+import http.client
 import importlib
 import itertools
 import json
@@ -35,7 +38,10 @@ import re
 import stat
 import sys
 import textwrap
+import threading
+import time
 import unicodedata
+import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
@@ -496,6 +502,154 @@ def arithmetic(rule: str, numbers=()) -> float | None:
     if tokens != ["end"]:
         raise ValueError(f"{rule!r} is no rule of a, b, c, d")
     return value if isinstance(value, float) and abs(value) < 1e300 else None    # (-2) ** 0.5 is complex
+
+
+# ---------------------------------------------------------------------------------------------- served models
+
+MAX_REPLY = 1 << 20        # bytes that a model's server may send back
+
+# Statuses that may pass: too early, too many, and whatever the server itself got wrong.
+_PASSING = (408, 409, 425, 429, *range(500, 600))
+# What is raised where a reply holds no message, and by a line that breaks.
+_NO_MESSAGE = (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError)
+_UNSERVED = (OSError, http.client.HTTPException, ValueError, *_NO_MESSAGE)
+
+
+class Server:
+    """A language model behind an OpenAI-compatible server, at "model@http://host/v1", for any number of threads.
+
+    At most `at_once` requests are under way.  Each may take `timeout` seconds; one that fails is sent up to `tries`
+    times, with `wait`, 2 x `wait`, 4 x `wait` ... seconds in between, but for a refusal that no waiting mends (a bad
+    key, an unknown model).  With `cache`, a folder, an answered request is never sent again.
+    It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
+    http://localhost:8000/v1.
+
+    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts), seconds (waited).
+    """
+
+    def __init__(self, address: str, timeout: float = 60.0, tries: int = 6, at_once: int = 64, wait: float = 1.0,
+                 cache: str = ""):
+        self.model, _, url = address.partition("@")
+        if not self.model or not re.match(r"https?://[^/\s]", url):
+            raise ValueError(f"{address!r} is not MODEL@http://server/v1")
+        self.address, self.timeout, self.tries, self.wait = address, timeout, tries, wait
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        name = "KEY_" + re.sub(r"\W", "_", urllib.parse.urlsplit(url).netloc).upper()
+        self.key = os.environ.get(name, "").strip()
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError(f"{name} holds no key: a character in it cannot be sent")
+        self.cache, self.free, self.lock = cache, threading.Semaphore(at_once), threading.Lock()
+        self.counts = dict.fromkeys("requests retries cached prompt_tokens completion_tokens seconds".split(), 0)
+
+    def chat(self, messages: list[dict], **fields) -> dict:
+        """The message that answers a talk, {"content": text, ...}; fields of the request: max_tokens, tools, ...
+
+        OSError, in one line, if there is none after all tries.
+        """
+        request = json.dumps({"model": self.model, "messages": messages, **fields})
+        place = self._place(request)
+        if place and (reply := _reread(place)):
+            self._count(cached=1)
+            return reply["choices"][0]["message"]
+        for again in range(self.tries):
+            if again:
+                time.sleep(self.wait * 2 ** (again - 1))
+            began, failed = time.monotonic(), ""
+            with self.free:
+                try:
+                    reply = self._post(request)
+                except _UNSERVED as error:
+                    failed = self._reason(error)
+                    passing = getattr(error, "code", 500) in _PASSING
+            self._count(requests=1, retries=int(again > 0), seconds=time.monotonic() - began)
+            # whoever leaves does not wait for a server
+            if failed and not (passing and threading.main_thread().is_alive()):
+                break
+            if not failed:
+                usage = reply.get("usage") or {}
+                self._count(**{key: usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens")})
+                if place:
+                    _rewrite(place, reply)
+                return reply["choices"][0]["message"]
+        raise OSError(f"{self.address}: {failed}")
+
+    def _post(self, request: str) -> dict:
+        """The server's whole reply; one of several errors if it holds no message."""
+        deadline = time.monotonic() + self.timeout
+        sent = urllib.request.Request(self.url, request.encode(), {"Content-Type": "application/json"})
+        if self.key:
+            # to no other server that this one names
+            sent.add_unredirected_header("Authorization", f"Bearer {self.key}")
+        data = b""
+        with urllib.request.urlopen(sent, timeout=self.timeout) as response:
+            while part := response.read1(1 << 16):
+                data += part
+                if len(data) > MAX_REPLY:
+                    raise ValueError(f"a reply of more than {MAX_REPLY >> 20} MB")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+        reply = json.loads(data)
+        message = reply["choices"][0]["message"]
+        if not isinstance(message.get("content") or "", str):
+            raise ValueError("its message is no text")
+        return reply
+
+    def _reason(self, error: Exception) -> str:
+        """What went wrong, in a line that holds no key."""
+        text = str(getattr(error, "reason", "") or error or type(error).__name__)
+        if isinstance(error, urllib.error.HTTPError):
+            text = f"HTTP {error.code} {text} {_told(error)}"
+        elif isinstance(error, _NO_MESSAGE):
+            text = "its reply is no chat completion"
+        text = text.replace(self.key, "(key)") if self.key else text
+        return " ".join(text.split())[:300]
+
+    def _count(self, **more) -> None:
+        with self.lock:
+            for key, count in more.items():
+                self.counts[key] += count
+
+    def _place(self, request: str) -> Path | None:
+        """The file of the reply to this very request to this very server."""
+        if not self.cache:
+            return None
+        return Path(self.cache) / (hashlib.sha256(f"{self.url}\n{request}".encode()).hexdigest() + ".json")
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """How the page begins that came with an error."""
+    try:
+        with error:
+            return error.read(300).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def _reread(place: Path) -> dict | None:
+    """A cached reply; None if there is none, or the file was damaged."""
+    try:
+        reply = json.loads(place.read_bytes())
+        return reply if reply["choices"][0]["message"] else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _rewrite(place: Path, reply: dict) -> None:
+    """Cache a reply, whole or not at all.  Without room for it the run goes on."""
+    part = place.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(reply))
+        part.replace(place)
+
+
+def remote(address: str):
+    """A language model behind a server ("model@url", see `Server`) as a callable prompt -> text."""
+    server = Server(address, tries=1)
+
+    def ask(prompt: str) -> str:
+        return server.chat([{"role": "user", "content": prompt}], max_tokens=600)["content"]
+    return ask
 
 
 # ---------------------------------------------------------------------------------------------- users
