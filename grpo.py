@@ -1533,6 +1533,7 @@ class RunSettings:
     rows: int = 96              # conversations generated at once
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
+    thinking: bool = False      # a model whose chat template knows of it (Qwen3) thinks before it speaks
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
 
@@ -1587,11 +1588,12 @@ PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in the
 class Run:
     """What is set, measured and learned; the run folder, and where to go on.
 
-    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies. `first_policy`
-    brings model, tokenizer, optimizer and engine.
+    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies; differs: settings
+    that need not be those which the run began with, when it goes on. `first_policy` brings model, tokenizer, optimizer
+    and engine.
     """
 
-    def __init__(self, s, command, part=""):
+    def __init__(self, s, command, part="", differs=()):
         if s.resume and not s.name:
             raise ValueError("--resume=True needs the --name of the run to go on with")
         names = [command] + [f"{command}-{i}" for i in range(2, 10_000)]
@@ -1599,7 +1601,7 @@ class Run:
         self.s, self.command, self.part, self.path = s, command, part, Path("runs") / (s.name or free) / part
         self.state = {"phase": "", "step": 0}                           # of the last checkpoint
         if s.resume:
-            self._resume()
+            self._resume(("name", "resume", *differs))
         elif (self.path / "config.json").exists():
             raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
         if not part:
@@ -1668,7 +1670,7 @@ class Run:
         except OSError:                                                 # a file system without locks
             pass
 
-    def _resume(self):
+    def _resume(self, differs):
         if self.path.is_dir():
             self._lock()
         saved, file = self.read("config.json", None), self.path / "config.json"
@@ -1690,9 +1692,9 @@ class Run:
             raise other from None
         for each in dataclasses.fields(saved):
             now, before = getattr(self.s, each.name), getattr(saved, each.name)
-            if each.name not in ("name", "resume") and now not in (each.default, before):
+            if each.name not in differs and now not in (each.default, before):
                 raise ValueError(f"a resumed run keeps its settings: --{each.name} was {before!r} when it began")
-        self.s = dataclasses.replace(saved, name=self.s.name, resume=True)
+        self.s = dataclasses.replace(saved, **{name: getattr(self.s, name) for name in differs})
         self.read("talks.json", {})                                     # better now than after the training
 
     def read(self, file, default):
@@ -1826,10 +1828,13 @@ def plug(key, address):
 
 
 def chosen_policy(s):
-    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder or name."""
+    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder, a file or a name."""
     if ":" in s.model and not os.path.exists(s.model):
-        return plug("model", s.model)()
-    return load_policy(s.model, device=s.device or None)
+        model, tokenizer = plug("model", s.model)()
+    else:
+        model, tokenizer = load_policy(s.model, device=s.device or None)
+    tokenizer.thinking = s.thinking                                     # see `chat_key`
+    return model, tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -1846,6 +1851,7 @@ def first_policy(run, texts, envs, base=None):
     found = [place for place in places if complete_checkpoint(str(place)) or place.exists()]
     if found:
         run.model, run.tokenizer, run.optimizer, run.state = load_checkpoint(found[0], device=s.device or None)
+        run.tokenizer.thinking = s.thinking
     elif s.model == "tiny":
         run.model, run.tokenizer = tiny_policy(
             texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads, kv_heads=s.kv_heads,
