@@ -23,8 +23,11 @@ any dependency: this file runs alone on the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import heapq
+import http.client
 import importlib
 import itertools
 import json
@@ -35,7 +38,10 @@ import re
 import stat
 import sys
 import textwrap
+import threading
+import time
 import unicodedata
+import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
@@ -56,16 +62,22 @@ class Action:
     text: str              # the content; for "error", the polite hint the policy will read
 
 
-def parse_action(text: str, choices: tuple[str, ...]) -> Action:
+def parse_action(text: str, choices: tuple[str, ...], form: str = "brackets") -> Action:
     """Read one agent turn.  Total: any string gives an action or a format hint, never an exception.
 
     Accepts `[choice] content` (any case) and UserRL's tool call, the JSON
     {"name": "interact_with_env", "arguments": {"choice": …, "content": …}}, bare or in Hermes' <tool_call> tags, where
     `arguments` may be JSON in a string, some words may stand before the tag, and of several calls the first counts.
-    What comes before </think> is thought: it is not read, and does not count towards the longest action.
+    What comes before </think> is thought: it is not read, and does not count towards the longest action.  In a
+    thought that is not closed nothing is an action.  form: which of FORMS the hint asks for; both are read.
     """
-    hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in (*choices, "finish")) + "."
+    every = (*choices, "finish")
+    hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in every) + "."
+    if form == "tool":
+        hint = f"Please call {TOOL} with a choice ({' or '.join(every)}) and a content."
     text = well_formed(text.rpartition("</think>")[2]).strip()
+    if text.startswith("<think>"):
+        return Action("error", f"Close your thought with </think> before you act. {hint}")
     if len(text) > MAX_ACTION:
         return Action("error", f"That is too long (over {MAX_ACTION} characters). {hint}")
     if match := re.match(r"\[\s*(\w+)\s*\]\s*(.*)", text, flags=re.S):
@@ -90,6 +102,35 @@ def well_formed(text: str) -> str:
     All that a policy, a user, a file or a search engine says goes through it where it comes in.
     """
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+
+
+FORMS = ("brackets", "tool")            # how an agent writes its moves: "[choice] content", or a tool call
+TOOL = "interact_with_env"              # UserRL's one tool
+
+# What every gym's tool_prompt goes on with.
+TOOL_FORM = """
+Each turn is one call of {tool}: `choice` is the kind of move, `content` its text, nothing else. You may think before
+the call; of several calls in a turn only the first is made. The choice finish ends the conversation for good. You have
+{turns} turns{answers}."""
+
+
+def tool_schema(choices: tuple[str, ...]) -> dict:
+    """UserRL's tool for a gym's choices, as chat templates and OpenAI-compatible servers take it."""
+    properties = {
+        "choice": {"type": "string", "enum": [*choices, "finish"], "description": "The kind of move."},
+        "content": {"type": "string", "description": "What the move says, as the system prompt describes it."}}
+    return {"type": "function", "function": {
+        "name": TOOL, "description": "Make one move in the conversation; what comes back is the reply to it.",
+        "parameters": {"type": "object", "properties": properties, "required": list(properties)}}}
+
+
+def tool_call(action: str, choices: tuple[str, ...]) -> str:
+    """An action in brackets as a tool call; what is no action stays as it is."""
+    act = parse_action(action, choices)
+    if act.kind == "error":
+        return action
+    call = {"name": TOOL, "arguments": {"choice": act.kind, "content": act.text}}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def _read_call(text: str) -> tuple[str, str]:
@@ -144,6 +185,12 @@ def pick(rng: random.Random, phrasings: str, *gaps, **named) -> str:
     """One of the phrasings (separated by "|"), its gaps filled if any are given."""
     text = rng.choice(phrasings.split("|"))
     return text.format(*gaps, **named) if gaps or named else text
+
+
+def prose(text: str) -> str:
+    """A text broken to fit a page, put together again: lines are joined but for empty ones and those that begin "-"."""
+    text = "\n".join(line.strip() for line in text.strip().splitlines())
+    return re.sub(r"(?<!\n)\n(?![\n-])", " ", text)
 
 
 def capital(text: str) -> str:
@@ -457,6 +504,154 @@ def arithmetic(rule: str, numbers=()) -> float | None:
     return value if isinstance(value, float) and abs(value) < 1e300 else None    # (-2) ** 0.5 is complex
 
 
+# ---------------------------------------------------------------------------------------------- served models
+
+MAX_REPLY = 1 << 20        # bytes that a model's server may send back
+
+# Statuses that may pass: too early, too many, and whatever the server itself got wrong.
+_PASSING = (408, 409, 425, 429, *range(500, 600))
+# What is raised where a reply holds no message, and by a line that breaks.
+_NO_MESSAGE = (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError)
+_UNSERVED = (OSError, http.client.HTTPException, ValueError, *_NO_MESSAGE)
+
+
+class Server:
+    """A language model behind an OpenAI-compatible server, at "model@http://host/v1", for any number of threads.
+
+    At most `at_once` requests are under way.  Each may take `timeout` seconds; one that fails is sent up to `tries`
+    times, with `wait`, 2 x `wait`, 4 x `wait` ... seconds in between, but for a refusal that no waiting mends (a bad
+    key, an unknown model).  With `cache`, a folder, an answered request is never sent again.
+    It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
+    http://localhost:8000/v1.
+
+    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts), seconds (waited).
+    """
+
+    def __init__(self, address: str, timeout: float = 60.0, tries: int = 6, at_once: int = 64, wait: float = 1.0,
+                 cache: str = ""):
+        self.model, _, url = address.partition("@")
+        if not self.model or not re.match(r"https?://[^/\s]", url):
+            raise ValueError(f"{address!r} is not MODEL@http://server/v1")
+        self.address, self.timeout, self.tries, self.wait = address, timeout, tries, wait
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        name = "KEY_" + re.sub(r"\W", "_", urllib.parse.urlsplit(url).netloc).upper()
+        self.key = os.environ.get(name, "").strip()
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError(f"{name} holds no key: a character in it cannot be sent")
+        self.cache, self.free, self.lock = cache, threading.Semaphore(at_once), threading.Lock()
+        self.counts = dict.fromkeys("requests retries cached prompt_tokens completion_tokens seconds".split(), 0)
+
+    def chat(self, messages: list[dict], **fields) -> dict:
+        """The message that answers a talk, {"content": text, ...}; fields of the request: max_tokens, tools, ...
+
+        OSError, in one line, if there is none after all tries.
+        """
+        request = json.dumps({"model": self.model, "messages": messages, **fields})
+        place = self._place(request)
+        if place and (reply := _reread(place)):
+            self._count(cached=1)
+            return reply["choices"][0]["message"]
+        for again in range(self.tries):
+            if again:
+                time.sleep(self.wait * 2 ** (again - 1))
+            began, failed = time.monotonic(), ""
+            with self.free:
+                try:
+                    reply = self._post(request)
+                except _UNSERVED as error:
+                    failed = self._reason(error)
+                    passing = getattr(error, "code", 500) in _PASSING
+            self._count(requests=1, retries=int(again > 0), seconds=time.monotonic() - began)
+            # whoever leaves does not wait for a server
+            if failed and not (passing and threading.main_thread().is_alive()):
+                break
+            if not failed:
+                usage = reply.get("usage") or {}
+                self._count(**{key: usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens")})
+                if place:
+                    _rewrite(place, reply)
+                return reply["choices"][0]["message"]
+        raise OSError(f"{self.address}: {failed}")
+
+    def _post(self, request: str) -> dict:
+        """The server's whole reply; one of several errors if it holds no message."""
+        deadline = time.monotonic() + self.timeout
+        sent = urllib.request.Request(self.url, request.encode(), {"Content-Type": "application/json"})
+        if self.key:
+            # to no other server that this one names
+            sent.add_unredirected_header("Authorization", f"Bearer {self.key}")
+        data = b""
+        with urllib.request.urlopen(sent, timeout=self.timeout) as response:
+            while part := response.read1(1 << 16):
+                data += part
+                if len(data) > MAX_REPLY:
+                    raise ValueError(f"a reply of more than {MAX_REPLY >> 20} MB")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+        reply = json.loads(data)
+        message = reply["choices"][0]["message"]
+        if not isinstance(message.get("content") or "", str):
+            raise ValueError("its message is no text")
+        return reply
+
+    def _reason(self, error: Exception) -> str:
+        """What went wrong, in a line that holds no key."""
+        text = str(getattr(error, "reason", "") or error or type(error).__name__)
+        if isinstance(error, urllib.error.HTTPError):
+            text = f"HTTP {error.code} {text} {_told(error)}"
+        elif isinstance(error, _NO_MESSAGE):
+            text = "its reply is no chat completion"
+        text = text.replace(self.key, "(key)") if self.key else text
+        return " ".join(text.split())[:300]
+
+    def _count(self, **more) -> None:
+        with self.lock:
+            for key, count in more.items():
+                self.counts[key] += count
+
+    def _place(self, request: str) -> Path | None:
+        """The file of the reply to this very request to this very server."""
+        if not self.cache:
+            return None
+        return Path(self.cache) / (hashlib.sha256(f"{self.url}\n{request}".encode()).hexdigest() + ".json")
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """How the page begins that came with an error."""
+    try:
+        with error:
+            return error.read(300).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def _reread(place: Path) -> dict | None:
+    """A cached reply; None if there is none, or the file was damaged."""
+    try:
+        reply = json.loads(place.read_bytes())
+        return reply if reply["choices"][0]["message"] else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _rewrite(place: Path, reply: dict) -> None:
+    """Cache a reply, whole or not at all.  Without room for it the run goes on."""
+    part = place.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(reply))
+        part.replace(place)
+
+
+def remote(address: str):
+    """A language model behind a server ("model@url", see `Server`) as a callable prompt -> text."""
+    server = Server(address, tries=1)
+
+    def ask(prompt: str) -> str:
+        return server.chat([{"role": "user", "content": prompt}], max_tokens=600)["content"]
+    return ask
+
+
 # ---------------------------------------------------------------------------------------------- users
 
 class UserError(RuntimeError):
@@ -561,13 +756,19 @@ class Env:
     An episode ends where a gym says so, on [finish] (reward 0), when the user's patience is gone, or after `max_turns`
     turns (truncated).  A format error costs a turn and pays 0; under classic it ends the episode.
 
-    Options of every gym, beside its own: classic (the rules as UserRL released them), max_turns, max_answers (that
+    form: how the agent writes, one of FORMS.  In "tool" the system prompt is `tool_prompt`, which explains more,
+    `tools` holds the schema to show, and feedback belongs in the role "tool"; what is read, and its worth, is the
+    same.
+
+    Options of every gym, beside its own: form, classic (the rules as UserRL released), max_turns, max_answers (that
     the user hears; 0: any number), persona (else one is drawn per episode), and patience: after so many turns in a row
     that earn nothing the user leaves (0: never, but for a gym's own rules).
     """
     name = ""
     choices: tuple[str, ...] = ()
     system_prompt = ""
+    tool_prompt = ""               # the same for form "tool": the situation, the moves, advice
+    tools: list[dict] | None = None
     max_turns = 16
     max_answers = 0
     options: dict = {}             # the gym's own options of an episode: name -> default
@@ -616,12 +817,19 @@ class Env:
         self.task, self.user = task, user or ScriptedUser()
         for name, value in own.items():                          # self.classic, self.max_turns, ...
             setattr(self, name, value)
+        if self.form not in FORMS:
+            raise ValueError(f"{self.name}: form is one of {', '.join(FORMS)}, not {self.form!r}")
+        if self.form == "tool":
+            limit = f" and {self.max_answers} answers" if self.max_answers and not self.classic else ""
+            rules = prose(TOOL_FORM).format(tool=TOOL, turns=self.max_turns, answers=limit)
+            self.system_prompt = f"{self.tool_prompt or self.system_prompt}\n\n{rules}"
+            self.tools = [tool_schema(self.choices)]
 
     @classmethod
     def all_options(cls) -> dict:
         """Every option of an episode and its default."""
         common = {"classic": False, "max_turns": cls.max_turns, "max_answers": cls.max_answers, "persona": "",
-                  "patience": 0}
+                  "patience": 0, "form": "brackets"}
         return {**common, **cls.options}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
@@ -736,7 +944,7 @@ class Env:
         return self.answers_left <= 0
 
     def read(self, action: str) -> Action:
-        return parse_action(action, self.choices)
+        return parse_action(action, self.choices, self.form)
 
     def moves(self) -> list[tuple[Action, str]]:
         """The transcript, for experts: each of the agent's moves with the reply to it."""
@@ -751,7 +959,8 @@ def expert(env: Env, slip: float = 0.1) -> str:
     always gets the same demonstration.
     """
     rng = random.Random(f"{env.task['id']}/{env.seed}/{len(env.history)}")
-    return env.expert(rng, slip)
+    action = env.expert(rng, slip)
+    return tool_call(action, env.choices) if env.form == "tool" else action
 
 
 def play(env: Env, policy=expert, seed: int | None = None) -> list[float]:
@@ -841,6 +1050,23 @@ class TravelGym(Env):
     """
     name = "travel"
     choices = ("search", "action", "answer")
+    tool_prompt = prose("""
+        You are a travel agent. The user plans a trip and needs one or several of: flight, hotel, restaurant,
+        apartment, rental car. For each they have preferences, but they never state one: asked about the right
+        matter, they let a hint fall.
+
+        The moves:
+        - search: one aspect with place and month, like "hotel in Oslo in June". The options come with id,
+          properties, price and the fees (+$) for extras. Some searches fail for no reason; try again.
+        - action: one question to the user about one concrete preference of one aspect, like "Is breakfast at the
+          hotel important to you?". A vague question, or several at once, gets nothing.
+        - answer: one option id, like "H3". There is one answer for each aspect that the user asked for.
+
+        Advice: Search an aspect first. What its options differ in is worth a question, nothing else is. Say to
+        yourself what each hint means; take only options that meet every preference, and of those the cheapest, with
+        the fees for what the user needs added. Answer an aspect when you know enough, then go on with the next.
+        Never ask the same twice.
+        """)
     system_prompt = (
         "You plan a trip. [search] ONE aspect (flight, hotel, restaurant, apartment, rental car) with place and month. "
         "[action] ask the user about ONE concrete preference of one aspect; the reply only hints at it. "
@@ -1567,6 +1793,21 @@ class TurtleGym(Env):
     covered points are read out; answers and patience have no limit; and the story comes with its title.
     """
     name, choices, max_turns, max_answers = "turtle", ("action", "answer"), 16, 2
+    tool_prompt = prose("""
+        You play a guessing game. The user tells a strange scene, and there is a hidden story that explains it. Find
+        that story.
+
+        The moves:
+        - action: one question about the story that can be answered by yes or no, like "Did she know the man?". The
+          user says Yes, No, or Maybe where it does not matter.
+        - answer: the whole story as you understand it, in a sentence or two: what happened, who did it, why and
+          where. It is scored point by point, and you hear how many points it covers.
+
+        Advice: Read what the scene leaves open (persons, place, reason, means) and settle one thing after the
+        other; begin with questions that split the possibilities. Build on each reply and do not ask what you could
+        conclude. Answer when the pieces fit together. State one story without alternatives: a wrong detail costs
+        what a right one earns.
+        """)
     system_prompt = ("Find the truth behind a strange story. Ask one yes or no question at a time, as [action] your "
                      "question. When you know all, tell it in one sentence, as [answer] the truth. False parts cost "
                      "points. You have two answers.")
@@ -1953,6 +2194,21 @@ class FunctionGym(Env):
     a plain pattern ("3e0" is 3 and 0).
     """
     name, choices, max_turns, max_answers = "function", ("search", "action", "answer"), 16, 3
+    tool_prompt = prose("""
+        A hidden rule turns four numbers a, b, c, d into one, with + - * / and squares. Find out what it makes of
+        four test numbers.
+
+        The moves:
+        - action: four numbers separated by spaces, like "2 3 7 19". You are told what the rule makes of them. The
+          test numbers themselves cannot be tried.
+        - search: the word test. You are told the test numbers; from then on there may be no more values.
+        - answer: the value of the rule for the test numbers, like "16" or "2.5".
+
+        Advice: Try numbers that tell the parts of the rule apart: large primes of different size, or change one
+        number at a time to see whether it matters and how the value grows with it. Write down the rules that fit
+        all values so far, and try the numbers on which they disagree. Search for the test when one rule is left,
+        work the value out carefully, then answer.
+        """)
     system_prompt = ("A hidden rule makes one number of four, a b c d, with + - * / and squares. [action] 2 3 7 19 "
                      "shows its value there. [search] test shows the test numbers; then no more values. [answer] "
                      "its value for the test: three tries.")
@@ -2269,6 +2525,22 @@ class TauGym(Env):
     """
     name = "tau"
     choices = ("search", "action", "answer")
+    tool_prompt = prose("""
+        You work for a shop and serve one customer, who has a wish about orders or an account. You may look things
+        up and change them with the shop's tools. What counts is what stands in the shop's records at the end, and
+        that the customer was told what they wanted to know.
+
+        The moves:
+        - search: the word tools or policy, to see what tools there are and the rules that you must keep.
+        - action: what you say to the customer, like "What is your email?".
+        - answer: a call of one of the shop's tools as JSON, like {"name": "get_order_details", "arguments":
+          {"order_id": "#W1042"}}. The result comes back.
+
+        Advice: Look at the tools or policy first. Find out who the customer is before anything else, then what they
+        want, all of it. Look up orders, items and payment methods instead of guessing their ids. Before a change,
+        tell the customer exactly what you will do and wait for a yes; then make that one call. When all is done,
+        ask whether there is anything else.
+        """)
     system_prompt = ("You serve a shop's customer. [action] ask who they are and what they want, state your plan, get "
                      'a yes. [answer] {"name": tool, "arguments": {}} calls a tool. [search] tools or policy. '
                      "When all is done, ask for anything else.")
@@ -3287,6 +3559,19 @@ class PersuadeGym(Env):
     """
     name = "persuade"
     choices = ("action", "answer")
+    tool_prompt = prose("""
+        The user firmly holds a claim. Change their mind, step by step, until they reject it.
+
+        The moves:
+        - answer: one short argument against the claim, with a reason, like "A ban costs money, since the city must
+          pay guards."
+        - action: the same; a question to the user is allowed, too.
+
+        Advice: Each reply lets you guess what the user cares about now: costs, safety, fairness, freedom and the
+        like. Speak to just that, give a reason that is about the subject of the claim, and then listen for what
+        moves them next. An argument that was made already does not work twice. Several arguments at once, praise,
+        pressure or insults make it worse.
+        """)
     system_prompt = (
         "The user strongly agrees with a claim. Change their mind. Each reply hints at what they care about: make one "
         "short argument against the claim about just that, with a reason, as [answer] your argument. Never push or "
@@ -3785,6 +4070,18 @@ class IntentionGym(Env):
     """
     name = "intention"
     choices = ("action",)
+    tool_prompt = prose("""
+        You help a user whose request is too vague to be carried out. Find out the details that are missing, and
+        that matter.
+
+        The move:
+        - action: one question to the user, like "How many guests do you expect?".
+
+        Advice: Think of what somebody who had to do this would need to know first: the most important thing comes
+        first. Ask about one thing in each question and make it concrete. Do not ask for what the request or a reply
+        has told already. The user is not patient: questions that lead nowhere, or several at once, end the
+        conversation soon.
+        """)
     system_prompt = (
         "You help a user whose request leaves out details that matter. Ask for the missing details, one focused "
         "question at a time, as [action] your question. Do not ask for what was said already; the user's patience is "
@@ -3803,9 +4100,9 @@ class IntentionGym(Env):
         """As released, any text is a question, with whatever tag; outside classic it is read as everywhere."""
         action = action.rpartition("</think>")[2]
         act = super().read(action)
-        if not self.classic or act.kind != "error" or len(action) > MAX_ACTION:
+        if not self.classic or act.kind != "error" or len(action) > MAX_ACTION or action.lstrip().startswith("<think>"):
             return act
-        call = parse_action(action, ("answer", "search"))
+        call = parse_action(action, ("answer", "search"), self.form)
         question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*(\w+\s*)?\]", "", action).strip()
         return Action("action", question) if question else act
 
@@ -4166,6 +4463,17 @@ class TelepathyGym(Env):
     name = "telepathy"
     choices = ("action", "answer")
     max_answers = 5
+    tool_prompt = prose("""
+        The user is thinking of something, of a kind that they tell you. Find out what it is.
+
+        The moves:
+        - action: one question about the thing that can be answered by yes or no, like "Does it live in water?".
+        - answer: the name of the thing, like "penguin". Naming it in a question is not allowed.
+
+        Advice: Ask about properties that about half of the candidates have, from the general to the particular.
+        Keep in mind which candidates still fit all replies, and choose the next question so that it splits those.
+        Answer when one is clearly the likeliest; a wrong answer rules out that name alone.
+        """)
     system_prompt = (
         "The user is thinking of something. Find out what it is. Ask one yes or no question at a time, as "
         "[action] your question. When you know, name it as [answer] its name. You have five guesses.")
@@ -4480,6 +4788,20 @@ class SearchGym(Env):
     """
     name = "search"
     choices = ("search", "answer")
+    tool_prompt = prose("""
+        The user asks a question. You have a search engine, and one look-up is not enough: the question describes
+        something by its relation to something else.
+
+        The moves:
+        - search: a few words, like "Anna Berg born". The best matching short texts come back; the number of
+          searches is limited.
+        - answer: the answer alone, like "Oslo", without a sentence around it.
+
+        Advice: Search first for the part of the question that has a name in it, and read who or what it leads to.
+        Then search for that, together with a word for what is asked. Check that a text is really about the name
+        that you look for, since similar names occur. Use other words when a search shows nothing useful. Answer
+        only what a text has told you.
+        """)
     system_prompt = (
         "Answer a question that takes two look-ups. [search] a name and a word, like: Anna Berg born. It shows five "
         "short texts; five searches at most. Find the name in between, then search for that. [answer] a name alone; "

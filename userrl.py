@@ -4,14 +4,16 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
+    python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
+    python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every),
-reference/ (the policy that RL started from, for --kl).
+(whole training conversations with reward, credit and advantage of each turn), talks.jsonl (every conversation of an
+evaluation, --save_talks), checkpoint/, best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
@@ -22,15 +24,22 @@ and learns and what a run is; this file which tasks are demonstrated, trained on
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import os
+import queue
 import random
+import re
 import sys
+import threading
 import time
 import zlib
+from collections import deque
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import grpo                             # before torch: it sets how torch's threads wait
 import envs
@@ -41,7 +50,7 @@ import rewards
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
-    model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
+    model: str = "tiny"             # "tiny", a run, hub name, .gguf, MODULE:FUNCTION; eval: "expert", NAME@URL, too
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
@@ -54,6 +63,8 @@ class Settings(grpo.RunSettings):
     sft_tokens: int = 3000          # tokens of demonstrations per optimiser step
     facts: int = 16                 # lines of plain text a step while a tiny model reads, half as many once it imitates
     drills: int = 32                # pieces of demonstrations a step while it reads, three quarters of that later
+    data: str = ""                  # sft: file of conversations (ShareGPT, talks.jsonl); else folder of original tasks
+    keep: str = ""                  # of talks.jsonl: "top:N" the best N of each task, "solved", "least:X" by return
     # GRPO
     steps: int = 42                 # each: rollouts, then an update
     lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
@@ -75,11 +86,11 @@ class Settings(grpo.RunSettings):
     resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
     # conversations
     max_turns: int = 16             # of a conversation
+    form: str = "brackets"          # how the agent writes: "[choice] content", or "tool" (UserRL's call, long prompts)
     tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
     choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
-    data: str = ""                  # folder of the original projects' files, at any depth: their tasks, as published
     classic: bool = False           # the rules as released, in every gym; travel pays as there, tau has 30 turns
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)
@@ -90,13 +101,16 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
+    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
+    timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant")}
+               "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS)}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
@@ -115,6 +129,11 @@ class Settings(grpo.RunSettings):
         steps = {key: max(1, round(getattr(cls, key) * minutes / 10)) for key in ("sft_steps", "steps")}
         return {**values, **steps}
 
+    @property
+    def files(self) -> str:
+        """--data where it is a folder: of the original projects' task files."""
+        return self.data if self.data and Path(self.data).is_dir() else ""
+
     def check(self) -> None:
         super().check()
         if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.user_noise, self.user_vague):
@@ -123,14 +142,15 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         if self.user != "scripted":
             load_user(self)
+        kept([], self.keep)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not chosen(self):
             raise ValueError("--gyms names no gym")
-        if self.data:
+        if self.files:
             check_data(self)
         for gym in gym_names(self):
             for index in range(1 + self.tier.count(",")):               # several tiers take turns
-                make_env(self, gym, index, "test" if self.data else "train", None)
+                make_env(self, gym, index, self.split if self.files else "train", None)
         env_options(self, "")                                           # also of gyms that nobody plays
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
@@ -171,9 +191,9 @@ def chosen(s: Settings) -> list[str]:
 
 
 def gym_names(s: Settings) -> list[str]:
-    """The gyms that are evaluated; with --data, those whose test tasks are there."""
+    """The gyms that are evaluated; of original files, those whose --split is there."""
     names = dict.fromkeys(chosen(s))
-    return [gym for gym in names if not s.data or not lacking(s, gym, "test")]
+    return [gym for gym in names if not s.files or not lacking(s, gym, s.split)]
 
 
 def trained(s: Settings) -> list[str]:
@@ -184,7 +204,7 @@ def trained(s: Settings) -> list[str]:
 def lacking(s: Settings, gym: str, split: str) -> str:
     """Why --data has no such tasks; "" if it has."""
     try:
-        return "" if envs.published_tasks(gym, s.data, split) else "no task"
+        return "" if envs.published_tasks(gym, s.files, split) else "no task"
     except ValueError as error:
         return str(error)
 
@@ -221,10 +241,10 @@ def env_options(s: Settings, gym: str) -> dict:
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
     """The index-th task of a gym in a split, by the settings; ValueError for an option that the gym has not."""
-    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
+    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience, "form": s.form}
     task = None
-    if s.data:
-        tasks = envs.published_tasks(gym, s.data, split)
+    if s.files:
+        tasks = envs.published_tasks(gym, s.files, split)
         task = tasks[index % len(tasks)]
     elif gym == "travel":
         # several tiers take turns
@@ -234,8 +254,8 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
         options |= {"wrong": s.wrong, "noise": s.noise}
     if gym == "travel":
         options["one_choice"] = s.choice == "single"
-    if gym == "tau" and s.data:
-        options["data"] = s.data
+    if gym == "tau" and s.files:
+        options["data"] = s.files
     if s.classic:
         options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
     return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym)})
@@ -243,7 +263,7 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
 
 def first_envs(s: Settings) -> dict[str, envs.Env]:
     """Each gym that is evaluated, on its first held-out task: for `grpo.must_fit`, which reads the opening alone."""
-    return {gym: make_env(s, gym, 0, "test", None) for gym in gym_names(s)}
+    return {gym: make_env(s, gym, 0, s.split if s.files else "test", None) for gym in gym_names(s)}
 
 
 def load_user(s: Settings):
@@ -262,6 +282,17 @@ def make_user(s: Settings):
     return load_user(s)(argument, s.user_noise, s.user_vague, s.device or None)
 
 
+def opening(env: envs.Env, first: str) -> list[dict]:
+    """What stands before the agent's first turn, as chat messages."""
+    return [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+
+
+def exchange(env: envs.Env, action: str, feedback: str) -> list[dict]:
+    """A turn and the reply to it, as chat messages."""
+    heard = {"role": "tool" if env.tools else "user", "content": feedback}
+    return [{"role": "assistant", "content": action}, heard]
+
+
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
     gyms = trained(s)
@@ -271,12 +302,11 @@ def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     index = lap * gyms.count(gym) + gyms[:place].count(gym)
     env = make_env(s, gym, index % s.demos, "train", user)
     first, _ = env.reset()
-    talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
-    over = False
+    talk, over = opening(env, first), False
     while not over and env.turns < turns:
         action = envs.expert(env, slip=s.slip)
         text, _, terminated, truncated, _ = env.step(action)
-        talk += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
+        talk += exchange(env, action, text)
         over = terminated or truncated
     return talk[:-1]                                                    # nobody reads the last feedback
 
@@ -310,7 +340,10 @@ def reference_text(s: Settings, index: int, lines: int) -> list[str]:
 
 # Why a conversation ended: what the files say of it, and the table.
 ENDINGS = {"done": "done", "truncated": "turn limit", "length": "context full", "left": "user left",
-           "user_error": "user error"}
+           "user_error": "user error", "agent_error": "agent failed"}
+
+
+FAILED = ("user_error", "agent_error")         # neither's fault: such an episode is counted, and not scored
 
 
 def ending(env: envs.Env, status: str) -> str:
@@ -321,7 +354,7 @@ def ending(env: envs.Env, status: str) -> str:
 def counted(endings) -> dict[str, int]:
     """How many conversations ended in each way."""
     endings = list(endings)
-    return {how: endings.count(how) for how in ENDINGS}
+    return {how: endings.count(how) for how in ENDINGS if how != "agent_error" or how in endings}
 
 
 def average(values) -> float | None:
@@ -365,7 +398,7 @@ def userrl_average(table: dict[str, dict], trips: list[dict]) -> dict:
 
     Weighted by TEST_ROWS; travel counts by its score, the mean over aspects of the best answer's value.
     """
-    scored = [{**e, "rewards": [e["metrics"]["score"]]} for e in trips if e["status"] != "user_error"]
+    scored = [{**e, "rewards": [e["metrics"]["score"]]} for e in trips if e["status"] not in FAILED]
     rows = {**table, "travel": gym_summary(scored, 1)}
     weight = {gym: count / sum(TEST_ROWS.values()) for gym, count in TEST_ROWS.items()}
     if not all(rows[gym]["n"] for gym in weight):
@@ -376,8 +409,8 @@ def userrl_average(table: dict[str, dict], trips: list[dict]) -> dict:
 
 def gym_summary(episodes: list[dict], samples: int) -> dict:
     """A gym's row of `summarise`."""
-    scored = [e for e in episodes if e["status"] != "user_error"]
-    errors = [e["error"] for e in episodes if e["status"] == "user_error"]
+    scored = [e for e in episodes if e["status"] not in FAILED]
+    errors, failures = ([e["error"] for e in episodes if e["status"] == whose] for whose in FAILED)
     tasks: dict[str, list] = {}
     for e in scored:
         tasks.setdefault(e["task"], []).append(e)
@@ -391,6 +424,8 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
            "returns": returns}
     if errors:
         row["user_error"] = errors[0]
+    if failures:
+        row |= {"agent_errors": len(failures), "agent_error": failures[0]}
     if samples > 1:
         solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
         earned = [[sum(e["rewards"]) for e in same] for same in tasks.values() if len(same) == samples]
@@ -442,66 +477,200 @@ def userbench(episodes: list[dict]) -> dict[str, dict]:
 SCRIPTED = ("expert", "demonstrator")          # policies without a model; the second errs as often as --slip says
 
 
-def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
-    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, "expert", or "demonstrator".
-    (With --data at most as many as there are.)
+def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=None, note=None) -> dict:
+    """Play `tasks` tasks of the split a gym, each `samples` times; of the tasks of files at most as many as there are.
 
-    Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
-    If it could not be played to its end, "failed" says why, and there are no numbers.  "talks" has, per gym, the
-    conversation on its first task: {"history": [[role, text], …], "rewards": […], "status": one of ENDINGS}.
+    policy: a grpo.Engine, an envs.Server, "expert", or "demonstrator".  Touches no random state but its own, which
+    depends on the task: alone or among others, a gym plays the same.  If it could not be played to its end, "failed"
+    says why, and there are no numbers.  "talks" has, per gym, the conversation on its first task: {"history": [[role,
+    text], …], "rewards": […], "status": one of ENDINGS}.  note(line) hears of each episode (see `played`) when it is
+    over, in the first process; known: (gym, index, sample) -> the line of one that need not be played again.
     """
-    every = []
+    every, known = [], known or {}
     for gym in gym_names(s):
-        count = min(tasks, len(envs.published_tasks(gym, s.data, split))) if s.data else tasks
+        count = min(tasks, len(envs.published_tasks(gym, s.files, split))) if s.files else tasks
         every += itertools.product([gym], range(count), range(s.samples))
-    mine, talks, failed = [], {}, ""
+    mine, failed = [], ""
     try:
-        mine, talks = played(s, policy, user, every[grpo.rank()::grpo.world()], split)
+        for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
+                           split):
+            if note and not grpo.rank():
+                note(line)
+            thoughts = open_thoughts(line["messages"])
+            line |= {"open": thoughts} if thoughts else {}
+            if not note and (line["index"] or line["sample"]):
+                del line["messages"]                                    # nobody will read it
+            mine.append(line)
     except (envs.UserError, OSError, NotImplementedError) as error:     # all processes must hear of it
         failed = grpo.reason(error)
-    everyone = grpo.gather([mine, talks, failed])
-    failed = max(why for *_, why in everyone)
+    everyone = grpo.gather([mine, failed])
+    failed = max(why for _, why in everyone)
+    lines = list(itertools.chain(*(theirs for theirs, _ in everyone)))
+    if note:
+        for line in lines[len(mine):] if not grpo.rank() else []:
+            note(line)
+        lines += [known[task] for task in every if task in known]
+        lines.sort(key=lambda line: (line["index"], line["sample"]))
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for theirs, first, _ in everyone if not failed else []:
-        talks |= first
-        for gym, episode in theirs:
-            episodes[gym].append(episode)
+    talks = {}
+    for line in lines if not failed else []:
+        episodes[line["gym"]].append(line)
+        if line["index"] == line["sample"] == 0 and line["messages"]:
+            history = [["agent" if m["role"] == "assistant" else "user", m["content"]] for m in line["messages"][1:]]
+            talks[line["gym"]] = {"history": history, "rewards": line["rewards"], "status": line["status"]}
+    turns = sum(len(line["rewards"]) for line in lines)
+    if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
+        print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
+              f"{s.max_new_tokens}), or leave out --thinking", flush=True)
     who = (f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
-           f"patience {s.patience or 'endless'}{', classic rules' if s.classic else ''}"
-           f"{f', tasks of {s.data}' if s.data else ''}")
+           f"patience {s.patience or 'endless'}" + (f", {split} tasks" if split != "test" else "")
+           + (", classic rules" if s.classic else "") + (f", tasks of {s.files}" if s.files else ""))
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
-def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[list[tuple[str, dict]], dict]:
-    """(gym, what is kept of an episode, as JSON) for each (gym, index, sample); the talks of `evaluate`."""
+def played(s: Settings, policy, user, tasks: list[tuple], split: str):
+    """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
+
+    {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    """
     todo = [make_env(s, gym, index, split, user) for gym, index, _ in tasks]
     if policy in SCRIPTED:
-        act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
-        outcomes = [scripted_episode(env, act) for env in todo]
+        slip = {"slip": s.slip} if policy == "demonstrator" else {}
+        outcomes = ((at, converse(env, partial(scripted, **slip))) for at, env in enumerate(todo))
+    elif isinstance(policy, envs.Server):
+        outcomes = served(s, policy, todo)
     else:
         # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
         rollouts = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
-                               greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
-        outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in rollouts]
-    kept, talks = [], {}
-    for env, (_, index, again), (earned, status, error) in zip(todo, tasks, outcomes):
-        row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": ending(env, status),
-               "error": error}
-        if env.name == "travel" and status != "user_error":
-            row |= {"tier": env.task["tier"], "metrics": env.metrics()}
-        kept.append((env.name, row))
-        if index == again == 0:
-            talks[env.name] = {"history": env.history, "rewards": earned, "status": row["status"]}
-    return kept, talks
+                                greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        outcomes = enumerate((talk.messages, talk.turn_rewards, talk.status, talk.error) for talk in rollouts)
+    for at, (messages, earned, status, error) in outcomes:
+        env, (_, index, again) = todo[at], tasks[at]
+        line = {"gym": env.name, "index": index, "sample": again, "split": split, "task": env.task["id"],
+                "rewards": earned, "solved": env.solved, "status": ending(env, status), "error": error,
+                "messages": messages, **({"tools": env.tools} if env.tools else {})}
+        if env.name == "travel" and status not in FAILED:
+            line |= {"tier": env.task["tier"], "metrics": env.metrics()}
+        yield line
 
 
-def scripted_episode(env: envs.Env, act) -> tuple[list[float], str, str]:
-    """Rewards, status and error of an episode of act(env) -> action."""
+def scripted(env: envs.Env, talk: list[dict], **slip) -> str:
+    """The expert, or with a `slip` the demonstrator, as a policy of `converse`."""
+    return envs.expert(env, **slip)
+
+
+def converse(env: envs.Env, act, lock=None) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode of act(env, messages) -> what the agent says.
+
+    OSError and UserError end it, as a failure of whom they come from.  lock: held while the env has its turn.
+    """
+    first, _ = env.reset()
+    talk, earned, over, whose = opening(env, first), [], False, ""
     try:
-        return envs.play(env, act), env.ended or "done", ""
+        while not over:
+            whose = "agent_error"
+            action = act(env, talk)
+            whose = "user_error"
+            with lock or contextlib.nullcontext():
+                text, reward, terminated, truncated, _ = env.step(action)
+            talk += exchange(env, action, text)
+            earned.append(reward)
+            over = terminated or truncated
     except (envs.UserError, OSError) as error:
-        return [], "user_error", f"{type(error).__name__}: {grpo.reason(error)}"
+        return talk, [], whose, f"{type(error).__name__}: {grpo.reason(error)}"
+    return talk, earned, env.ended or "done", ""
+
+
+def served(s: Settings, server: envs.Server, todo: list[envs.Env]):
+    """Episodes of a served model, --rows at once on threads: yields (position, what `converse` gives) as they end.
+
+    When as many in a row have failed as are played at once, the server is gone, and the rest fails unasked.
+    """
+    waiting, over, lock = deque(enumerate(todo)), queue.SimpleQueue(), threading.Lock()
+
+    def act(env, talk):
+        if grpo.interrupted:
+            raise grpo.Stop
+        fields = {"tools": env.tools} if env.tools else {}
+        return said_by(server.chat(wire(talk, bool(env.tools)), max_tokens=s.max_new_tokens,
+                                   temperature=s.eval_temperature, **fields))
+
+    def work():
+        with contextlib.suppress(IndexError):                           # when nobody waits any more
+            while True:
+                at, env = waiting.popleft()
+                try:
+                    # a user that is a model of ours answers one thread at a time
+                    over.put((at, converse(env, act, None if getattr(env.user, "slow", False) else lock)))
+                except BaseException as error:
+                    over.put((at, error))
+    threads = min(s.rows, len(todo))
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True).start()              # Ctrl-C, twice, waits for no server
+    failures, began = 0, time.time()
+    for count in range(1, len(todo) + 1):
+        at, outcome = over.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        yield at, outcome
+        failures = failures + 1 if outcome[2] == "agent_error" else 0
+        if failures >= max(threads, 8):
+            unasked = [waiting.popleft() for _ in range(len(waiting))]
+            yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
+            for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
+                yield over.get()
+            return
+        if count % max(1, len(todo) // 10) == 0:
+            print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
+
+
+def wire(talk: list[dict], tools: bool) -> list[dict]:
+    """A conversation as an OpenAI-compatible server takes it: without thoughts; calls of tools in a field of their own.
+
+    Where a turn is no call that can be read, the reply to it comes from the user: a server takes no other.
+    """
+    messages: list[dict] = []
+    for i, m in enumerate(talk):
+        role, text = m["role"], m["content"]
+        if role == "assistant":
+            text = text.rpartition("</think>")[2].strip()
+            before, tag, after = text.partition("<tool_call>")
+            try:
+                call, _ = json.JSONDecoder().raw_decode(after.strip()) if tag and tools else ({}, 0)
+                function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+                calls = [{"id": f"call_{i}", "type": "function", "function": function}]
+                messages.append({"role": role, "content": before.strip(), "tool_calls": calls})
+                continue
+            except (ValueError, LookupError, TypeError):
+                pass
+        if role == "tool" and "tool_calls" in messages[-1]:
+            messages.append({"role": role, "tool_call_id": f"call_{i - 1}", "content": text})
+            continue
+        messages.append({"role": "user" if role == "tool" else role, "content": text})
+    return messages
+
+
+def said_by(message: dict) -> str:
+    """What a server's message says, as one text: its thought, its words, and its first call of a tool."""
+    text = message.get("content") or ""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and "</think>" not in text:
+        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+    with contextlib.suppress(LookupError, TypeError):                   # calls that are none
+        function = message["tool_calls"][0]["function"]
+        call = {"name": function["name"], "arguments": function["arguments"]}
+        with contextlib.suppress(ValueError, TypeError):
+            call["arguments"] = json.loads(call["arguments"])
+        text += f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return envs.well_formed(text)
+
+
+def open_thoughts(messages: list[dict]) -> int:
+    """How many turns are a thought that was never closed."""
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    return sum(text.lstrip().startswith("<think>") and "</think>" not in text for text in said)
 
 
 def shown(x: dict) -> str:
@@ -527,7 +696,7 @@ def print_table(columns: dict[str, dict]) -> None:
         print(f"{title:28}" + "".join(f"{cell:>17}" for cell in cells))
     several = list(columns.values())
     print()
-    line("return on held-out tasks", [short(name) for name in columns])
+    line("return on held-out tasks", [short(re.sub("@https?://.*", "…", name)) for name in columns])
     for gym in several[-1]["gyms"]:
         n = max(c["gyms"][gym]["n"] for c in several)
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
@@ -537,7 +706,7 @@ def print_table(columns: dict[str, dict]) -> None:
         line("UserRL's own average", [shown(c["userrl"]) for c in several])
     solved = [average(row["success"] for row in c["gyms"].values()) for c in several]
     line("tasks solved", ["-" if share is None else f"{100 * share:.0f} %" for share in solved])
-    ended = [{how: sum(row["ended"][how] for row in c["gyms"].values()) for how in ENDINGS} for c in several]
+    ended = [{how: sum(row["ended"].get(how, 0) for row in c["gyms"].values()) for how in ENDINGS} for c in several]
     for how, words in ENDINGS.items():
         if how != "done" and any(counts[how] for counts in ended):
             line(f"ended: {words}", [percent(counts, how) for counts in ended])
@@ -551,6 +720,8 @@ def print_table(columns: dict[str, dict]) -> None:
                 print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_of"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
+            if "agent_error" in row:
+                print(f"{name}, {gym}: {row['agent_errors']} episodes failed, not counted as 0: {row['agent_error']}")
 
 
 def print_userbench(table: dict[str, dict]) -> None:
@@ -561,6 +732,173 @@ def print_userbench(table: dict[str, dict]) -> None:
         cells = ["-" if table[tier][key] is None else f"{table[tier][key]:.3f}" for key in USERBENCH]
         print(f"{tier:16}{table[tier]['n']:6d}" + "".join(f"{cell:>9}" for cell in cells))
     print(USERBENCH_NOTE)
+
+
+# ---------------------------------------------------------------------------------------------- files of conversations
+
+def file_lines(path):
+    """(where, object) of each line of JSON Lines, or each entry of a JSON list; ValueError says where it is bad."""
+    try:
+        about = Path(path).stat()
+        if not Path(path).is_file() or about.st_size > envs.MAX_FILE:
+            raise ValueError(f"{path} must be a file of at most {envs.MAX_FILE >> 20} MB")
+        text = envs.well_formed(Path(path).read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
+    rows = []
+    try:
+        if text.lstrip().startswith("["):
+            rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
+        else:
+            for i, line in enumerate(text.split("\n"), 1):
+                where = f"{path}, line {i}"
+                rows += [(where, json.loads(line))] if line.strip() else []
+    except (ValueError, RecursionError) as error:
+        where = f"{path}, line {error.lineno}" if text.lstrip().startswith("[") and hasattr(error, "lineno") else where
+        raise ValueError(f"{where}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+    for where, entry in rows:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: must be an object")
+    return rows
+
+
+def read_talks(path: str) -> list[dict]:
+    """Conversations to imitate, {"messages", "tools", and what talks.jsonl has: "task", "gym", "rewards", "solved"}.
+
+    From JSON Lines or a JSON list of our own talks.jsonl, or of ShareGPT as UserRL has it: {"conversations": [{"from":
+    human | gpt | function_call | observation, "value": text}], "system": text, "tools": JSON of schemas}.
+    """
+    talks = []
+    for where, entry in file_lines(path):
+        try:
+            sharegpt = "conversations" in entry
+            messages = sharegpt_messages(entry) if sharegpt else own_messages(entry)
+            roles = [m["role"] for m in messages]
+            if "assistant" not in roles[1:] or roles[0] == "assistant":
+                raise ValueError("nobody speaks before the agent, or the agent says nothing")
+            talks.append({**({} if sharegpt else entry), "messages": messages, "tools": read_tools(entry.get("tools"))})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if not talks:
+        raise ValueError(f"{path} holds no conversation")
+    return talks
+
+
+def own_messages(entry: dict) -> list[dict]:
+    """The messages of a line of talks.jsonl, checked."""
+    messages = envs.need(entry, "messages", list)
+    for m in messages:
+        if envs.need(m, "role", str) not in ("system", "user", "assistant", "tool"):
+            raise ValueError(f"role {m['role']!r} is none of system, user, assistant, tool")
+        envs.need(m, "content", str)
+    return messages or [{"role": "assistant"}]
+
+
+SHAREGPT = {"system": "system", "human": "user", "gpt": "assistant", "function_call": "assistant",
+            "observation": "tool"}
+
+
+def sharegpt_messages(entry: dict) -> list[dict]:
+    """The chat messages of a ShareGPT entry; what a model says and the call that follows are one turn."""
+    system = entry.get("system") or ""
+    messages = [{"role": "system", "content": envs.need(entry, "system", str)}] if system else []
+    for turn in envs.need(entry, "conversations", list):
+        who, text = envs.need(turn, "from", str), envs.need(turn, "value", str)
+        if who not in SHAREGPT:
+            raise ValueError(f"from {who!r} is none of {', '.join(SHAREGPT)}")
+        if who == "function_call":
+            thought, end, call = text.rpartition("</think>")
+            text = thought + end + "\n" * bool(end) + read_call(call)
+        if messages and messages[-1]["role"] == SHAREGPT[who] == "assistant":
+            messages[-1]["content"] += "\n" + text
+        else:
+            messages.append({"role": SHAREGPT[who], "content": text})
+    return messages or [{"role": "assistant"}]
+
+
+def read_call(text: str) -> str:
+    """A ShareGPT call of a tool, or a list of them, in the form that a model writes."""
+    try:
+        calls = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"a function_call is JSON, not {text:.40}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    for call in calls:
+        envs.need(call, "name", str)
+    return "\n".join(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls)
+
+
+def read_tools(tools) -> list[dict] | None:
+    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON, or None."""
+    try:
+        tools = json.loads(tools or "null") if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        raise ValueError("tools must be JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError("tools must be a list")
+    schemas = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    for schema in schemas:
+        envs.need(schema, "name", str)
+    return [{"type": "function", "function": schema} for schema in schemas]
+
+
+def kept(talks: list[dict], keep: str) -> list[dict]:
+    """The conversations that --keep names, rule after rule: the rest of rejection sampling."""
+    for rule in listed(keep):
+        name, _, number = rule.partition(":")
+        if not (rule == "solved" or name == "top" and re.fullmatch("[1-9][0-9]*", number)
+                or name == "least" and re.fullmatch(r"-?[0-9]*\.?[0-9]+", number)):
+            raise ValueError(f"--keep: {rule!r} is not top:N, solved or least:X")
+        if not all(isinstance(t.get("rewards"), list) and {"gym", "task", "solved"} <= t.keys() for t in talks):
+            raise ValueError("--keep goes by the rewards in talks.jsonl: this file has none")
+        if rule == "solved":
+            talks = [talk for talk in talks if talk["solved"]]
+        elif name == "least":
+            talks = [talk for talk in talks if sum(talk["rewards"]) >= float(number)]
+        else:
+            tasks: dict[tuple, list] = {}
+            for talk in talks:
+                tasks.setdefault((talk["gym"], talk["task"]), []).append(talk)
+            best = (sorted(same, key=lambda talk: -sum(talk["rewards"])) for same in tasks.values())
+            talks = list(itertools.chain(*(same[:int(number)] for same in best)))
+    return talks
+
+
+def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
+    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
+    fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
+    if not fit:
+        raise ValueError(f"--data: of {len(talks)} conversations none fits into --context={s.context}")
+    tokens = sum(len(traj.ids) for traj in fit)
+    if grpo.rank() == 0:
+        lap = math.ceil(tokens / s.sft_tokens)
+        print(f"{len(fit)} conversations, {tokens} tokens: once through them takes {lap} steps")
+        if len(fit) < len(talks):
+            print(f"! {len(talks) - len(fit)} more are longer than --context={s.context} and left out")
+        if bool(talks[0]["tools"]) != (s.form == "tool"):
+            print(f"! they are {'' if talks[0]['tools'] else 'not '}in form tool, the evaluation is in form {s.form}: "
+                  "see --form")
+    return fit
+
+
+@lru_cache(maxsize=2)
+def shuffled(seed: int, lap: int, count: int) -> list[int]:
+    """The order in which so many conversations are read the lap-th time."""
+    return random.Random(f"{seed}/data/{lap}").sample(range(count), count)
+
+
+def file_lesson(s: Settings, talks: list, step: int, number: int) -> tuple[list, int]:
+    """As `lesson`, from the conversations of --data: each once, in an order of its own, then all again in another."""
+    batch, used = [], 0
+    while used < s.sft_tokens / grpo.world():
+        lap, place = divmod(number, len(talks))
+        batch.append(talks[shuffled(s.seed, lap, len(talks))[place]])
+        used += len(batch[-1].ids)
+        number += grpo.world()
+    return batch, number
 
 
 # ---------------------------------------------------------------------------------------------- cold start
@@ -887,12 +1225,16 @@ def before_and_after(run: grpo.Run) -> None:
 
 def measure(run: grpo.Run, policy, user, label: str) -> None:
     """Evaluate a policy, once, and say so."""
-    tasks = run.s.eval_tasks
+    s, tasks, keeps = run.s, run.s.eval_tasks, {}
     if label == "untrained":                                            # it rambles to every limit
         tasks = math.ceil(tasks / 16)
 
     def take():
-        result = evaluate(run.s, policy, user, tasks)
+        if s.save_talks or isinstance(policy, envs.Server):
+            [lines, *_] = grpo.gather([] if grpo.rank() else old_talks(run, label))
+            keeps["known"] = {(line["gym"], line["index"], line["sample"]): line for line in lines}
+            keeps["note"] = partial(note_talk, run, label)
+        result = evaluate(s, policy, user, tasks, s.split, **keeps)
         run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
         return result
     result = run.evaluate(label, take)
@@ -904,17 +1246,46 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
               "by the rules", flush=True)
 
 
+TALKS = "talks.jsonl"
+
+
+def old_talks(run: grpo.Run, label: str) -> list[dict]:
+    """What talks.jsonl has of a policy.  Its last line is dropped if a kill cut it short."""
+    file = run.path / TALKS
+    whole = file.read_bytes() if file.exists() else b""
+    if not whole.endswith(b"\n") and whole:
+        os.truncate(file, whole.rfind(b"\n") + 1)
+    lines = []
+    for where, line in file_lines(file) if file.exists() else []:
+        if not {"policy", "gym", "index", "sample", "task", "status", "rewards", "solved"} <= line.keys():
+            raise ValueError(f"{where}: no conversation of an evaluation")
+        lines.append(line)
+    return [line for line in lines if line["policy"] == label and line.get("split") == run.s.split]
+
+
+def note_talk(run: grpo.Run, label: str, line: dict) -> None:
+    """Keep a conversation in talks.jsonl, unless somebody failed in it: then it will be played again."""
+    if line["status"] not in FAILED:
+        run.log(TALKS, {"policy": label, **line})
+
+
 def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     """Take a policy through the phases ("sft", "rl"), evaluating before and after each; go on from a checkpoint."""
     s, user = run.s, make_user(run.s)
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
+    written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+
     def texts():
-        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
+        shown = range(0 if written else 60 * len(trained(s)))
+        talks = [talk["messages"] for talk in written]
+        talks += [demonstration(s, number, s.max_turns, scripted) for number in shown]
         return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
     grpo.first_policy(run, texts, first_envs(s))
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
+    if written:
+        draw = partial(file_lesson, s, encoded(s, run.tokenizer, written))
     size = sum(p.numel() for p in run.model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
     if run.optimizer:
@@ -923,21 +1294,23 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
         tell("untrained" if s.model == "tiny" else "start")
     teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
     grpo.run_phases(run, phases, teach, tell)
-    if "sft" in phases:
+    if "sft" in phases and not written:
         measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
-    if not s.data:
+    if not s.files:
         measure(run, "expert", user, "expert")
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
-    if s.model in SCRIPTED:
+    if s.model in SCRIPTED or SERVED.search(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
+    if s.data and not s.files and "sft" not in phases:
+        raise ValueError(f"--data={s.data} is no folder of task files; a file to imitate is for sft and demo")
     if not trained(s):
         raise ValueError("--hold_out leaves no gym to train in")
-    if s.data:
+    if s.files:
         start_from_files(s, phases)
-    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
+    for gym in trained(s) if not s.data and ("sft" in phases or s.model == "tiny") else []:
         if envs.gym_class(gym).expert is envs.Env.expert:
             raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
     began = time.time()
@@ -965,10 +1338,10 @@ def start_from_files(s: Settings, phases: tuple[str, ...]) -> None:
     for gym in trained(s):
         if why := lacking(s, gym, "train"):
             raise ValueError(f"--data: {why}; --hold_out={gym} only evaluates it")
-        if why := lacking(s, gym, "test"):
+        if why := lacking(s, gym, s.split):
             print(f"note: {gym} is trained and not evaluated: {why}")
     if not gym_names(s):
-        raise ValueError(f"--data: {lacking(s, trained(s)[0], 'test')}")
+        raise ValueError(f"--data: {lacking(s, trained(s)[0], s.split)}")
 
 
 def demo(s: Settings) -> None:
@@ -988,37 +1361,62 @@ def train(s: Settings) -> None:
     start(s, "train", ("rl",))
 
 
+# A model behind an OpenAI-compatible server, and what may differ between the columns of one table.
+SERVED = re.compile(r"^(.+)@https?://")
+OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
+                 "workers", "timeout", "save_talks")
+
+
 def eval_(s: Settings) -> None:
-    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
+    """Evaluate a checkpoint, a served model, or the scripted expert or demonstrator, on held-out tasks.
+
+    With the --name of an earlier evaluation it adds a column, or goes on where it was stopped.
+    """
     if s.model == "tiny":
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
-        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
-    for gym in chosen(s) if s.data else []:
-        if why := lacking(s, gym, "test"):
+        raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
+    for gym in chosen(s) if s.files else []:
+        if why := lacking(s, gym, s.split):
             raise ValueError(f"--data: {why}")
         if s.model in SCRIPTED and gym != "function":
             raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
-    run = grpo.Run(s, "eval")
-    user, policy = make_user(s), s.model
-    if policy not in SCRIPTED:
+    policy = s.model
+    if SERVED.search(s.model):
+        policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
+    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
+    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    s, user = run.s, make_user(run.s)
+    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
+    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+        del run.evals[label]                                            # the episodes that failed are played again
+    if isinstance(policy, envs.Server) and label not in run.evals:
+        policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
+    elif policy not in SCRIPTED and label not in run.evals:
         model, tokenizer = grpo.chosen_policy(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
-    measure(run, policy, user, s.model)
+    measure(run, policy, user, label)
+    if isinstance(policy, envs.Server):
+        c = policy.counts
+        each = c["seconds"] / max(c["requests"], 1)
+        print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
+              f"tokens read, {c['completion_tokens']} written")
     print_table(run.evals)
-    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
-        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
-    print(f"written to {run.path}/eval.json")
+    if gym_names(s) == ["travel"] and run.evals[label]["gyms"]["travel"]["n"]:
+        print_userbench(run.evals[label]["gyms"]["travel"]["userbench"])
+    print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
 
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
 
-    def __init__(self, system_prompt: str, first: str):
-        self.system_prompt, self.first = system_prompt, first
+    def __init__(self, system_prompt: str, first: str, tools: list[dict] | None = None):
+        self.system_prompt, self.first, self.tools = system_prompt, first, tools
 
     def reset(self):
         return self.first, {}
@@ -1032,14 +1430,14 @@ class Person:
 
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
-    gym = gym_names(s)[0]
+    gym = chosen(s)[0]
     env = make_env(s, gym, s.index, "test", make_user(s))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
-        person = Person(env.system_prompt, input("you    ") or first)
+        person = Person(env.system_prompt, input("you    ") or first, env.tools)
         engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)

@@ -160,7 +160,7 @@ def test_files_are_evaluated_and_their_order_is_kept(here, capsys):
     ("eval --model=expert --gyms=search", "there is no questions.json"),
     ("eval --model=expert --gyms=intention", "there is no all_intentions_test.json"),
     ("train --model=x --gyms=intention", "there is no all_intentions_test.json"),
-    ("demo --gyms=function", "no demonstrator"),
+    ("sft --gyms=function", "no demonstrator"),
     ("train --model=tiny --gyms=function", "no words for a tiny model"),
     ("train --model=x --gyms=function --eval_every=2", "function has no validation tasks")])
 def test_what_cannot_be_done_with_files_is_one_clear_line(here, capsys, monkeypatch, argv, says):
