@@ -5285,12 +5285,12 @@ def published_tasks(gym: str, folder: str, split: str) -> list[dict]:
     with seed 42; of function's 460 training tasks it trained on 200, of each travelgym_data_*.json on 35 % (the files
     take turns here).  ValueError in one line names the file that is missing, or what it lacks.
     """
-    if gym_class(gym).name != "travel" and gym not in ORIGINALS:
-        raise ValueError(f"{gym} has no files of tasks among those of UserRL")
     if split not in ("train", "test"):
         raise ValueError(f"UserRL's files have a train and a test split, and no {split!r}")
     if gym == "travel":
         return _published_trips(folder, split)
+    if gym_class(gym).name not in ORIGINALS:
+        raise ValueError(f"{gym} has no files of tasks among those of UserRL")
     train, test, trained, tested = ORIGINALS[gym]
     name = train if split == "train" else test
     if not name:
