@@ -177,23 +177,24 @@ def asker(tmp_path_factory):
     trl = pytest.importorskip("trl")
     call, rng = f"<tool_call>\n{CALL}\n</tool_call>", random.Random(0)
     texts = [envs.knowledge("intention", rng) for _ in range(300)]
-    model, tokenizer = grpo.tiny_policy([*texts, *[call] * 40, json.dumps(envs.tool_schema(("action",)))] * 2,
-                                        vocab_size=600, hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32)
+    model, tokenizer = grpo.tiny_policy([*texts, *[call] * 20], vocab_size=600, hidden=64, layers=2, heads=2,
+                                        kv_heads=1, head_dim=32)
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
     tokenizer.padding_side = "left"
     reply = tokenizer.encode(f"{call}<|im_end|>", add_special_tokens=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for step in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(280):
         said = rng.choices(texts, k=6)
         talk = [{"role": "system", "content": said[0]}, {"role": "user", "content": said[1]}]
-        for text in said[2:2 + step % 4]:
+        for text in said[2:2 + step % 3]:
             talk += [{"role": "assistant", "content": call}, {"role": rng.choice(("tool", "user")), "content": text}]
         tools = {"tools": [envs.tool_schema(("action",))]} if step % 2 else {}
         ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False, add_generation_prompt=True, **tools)
         logits = model(torch.tensor([ids + reply])).logits[0, -len(reply) - 1:-1]
         torch.nn.functional.cross_entropy(logits, torch.tensor(reply)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if step % 4 == 3:                                # four conversations a step
+            optimizer.step()
+            optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("asker")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
