@@ -1293,9 +1293,9 @@ def eval_(s: Settings) -> None:
         grpo.must_fit(policy, first_envs(s))
     run.begin()
     measure(run, policy, user, label)
-    if isinstance(policy, envs.Server):
+    if isinstance(policy, envs.Server) and policy.counts["requests"]:
         c = policy.counts
-        each = c["seconds"] / max(c["requests"], 1)
+        each = c["seconds"] / c["requests"]
         print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
               f"tokens read, {c['completion_tokens']} written")
     print_table(run.evals)
