@@ -51,6 +51,10 @@ def serve():
         server.server_close()
 
 
+def hello(sent):
+    return "hello"
+
+
 HI = [{"role": "user", "content": "hi"}]
 FAULTS = {
     "500": (lambda sent: 500, "HTTP 500 Internal Server Error"),
@@ -73,7 +77,7 @@ def test_a_server_that_fails_is_tried_again_and_then_one_clear_line(serve, fault
     assert str(error.value).startswith(f"{server.address}: ") and told in str(error.value)
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
     assert len(server.seen) == client.counts["requests"] == 2 and client.counts["retries"] == 1
-    server.reply = lambda sent: "hello"
+    server.reply = hello
     assert client.chat(HI)["content"] == "hello" and client.counts["completion_tokens"] == 2
 
 
