@@ -282,8 +282,6 @@ class LocalModel:
 
     def __init__(self, s: Settings, folder: str):
         model, tokenizer = grpo.load_policy(folder, device=s.device or None)
-        if model.device.type == "cpu":                                  # where half precision is slow
-            model.float()
         self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
         self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
 

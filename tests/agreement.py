@@ -74,8 +74,8 @@ def compare(user, gyms: list[str], n: int, show: int = 0) -> dict[str, dict]:
             continue
         replies = user.answer(queries)
         table[gym] = row = agreement(queries, replies)
-        print(f"{gym:12}{row['n']:8}{100 * row['agree']:9.0f} ± {100 * row['ci95']:2.0f} %{100 * row['commonest']:9.0f} %"
-              f"{100 * row['none']:5.0f} %", flush=True)
+        shares = [100 * row[name] for name in ("agree", "ci95", "commonest", "none")]
+        print("{:12}{:8}{:9.0f} ± {:2.0f} %{:9.0f} %{:5.0f} %".format(gym, row["n"], *shares), flush=True)
         pairs = list(zip(queries, replies))
         unlike = [(q, r) for q, r in pairs if isinstance(r, Exception) or plain(r) != plain(q.rules)]
         for query, reply in unlike[:show]:
