@@ -7,7 +7,8 @@ An agent and a user take turns.  The agent's turn is one line of text,
 
 and `env.step(text)` gives Gymnasium's five-tuple back.  Each gym (UserRL, arXiv 2509.19736; travel is
 UserBench, arXiv 2507.22034) decides what the turn is worth; the user decides only what was meant and how to
-say the reply, so a scripted user, a language model or a person can take that chair (`Query`, `ScriptedUser`).
+say the reply, so a scripted user, a language model or a person can take that chair (`Query`, `ScriptedUser`,
+`LLMUser`: envs.make("turtle", user=envs.LLMUser(envs.Server("MODEL@http://localhost:8000/v1").texts))).
 
 Read in this order: `parse_action`, understanding, `ScriptedUser`, `Env`, one gym, `make` at the end.  Every gym
 is one chapter of the same shape: rules, task maker, reader of the original file, expert, word tables.  Copy this
@@ -535,6 +536,7 @@ class Server:
 
     def texts(self, talks: list[list[dict]], **fields) -> list:
         """What is said in answer to each of the talks, side by side; an OSError where nothing is."""
+        fields = {"temperature": 0, "max_tokens": 512, **fields}
         if not talks:
             return []
         with ThreadPoolExecutor(min(len(talks), self.at_once)) as pool:

@@ -268,8 +268,7 @@ def one_user(s: Settings, name: str):
     server = envs.Server(argument, s.llm_timeout, s.llm_tries, s.llm_requests, cache=s.llm_cache)
     # a wrong address or key is said at once
     server.chat([{"role": "user", "content": "Say: ok"}], max_tokens=8, temperature=0)
-    ask = partial(server.texts, max_tokens=s.llm_tokens, temperature=0)
-    return envs.LLMUser(ask, s.llm_words, costs=server.counts)
+    return envs.LLMUser(partial(server.texts, max_tokens=s.llm_tokens), s.llm_words, costs=server.counts)
 
 
 def seated(user, *key):
