@@ -843,7 +843,7 @@ def read_call(text: str) -> str:
 
 
 def read_tools(tools) -> list[dict] | None:
-    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON, or None."""
+    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON."""
     try:
         tools = json.loads(tools or "null") if isinstance(tools, str) else tools
     except (ValueError, RecursionError):

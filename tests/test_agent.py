@@ -9,7 +9,9 @@ import userrl
 from test_served import serve                                           # noqa: F401
 
 CALL = {"name": "interact_with_env", "arguments": {"choice": "answer", "content": "a \"b\" ü"}}
-WRITTEN = '<tool_call>\n{"name": "interact_with_env", "arguments": {"choice": "answer", "content": "a \\"b\\" ü"}}\n</tool_call>'
+WRITTEN = """<tool_call>
+{"name": "interact_with_env", "arguments": {"choice": "answer", "content": "a \\"b\\" ü"}}
+</tool_call>"""
 SMALL = "--gyms=telepathy,persuade --eval_tasks=3 --max_turns=3 --workers=1 --persona=plain".split()
 
 
@@ -90,9 +92,11 @@ def test_a_served_model_has_a_column_and_is_asked_nothing_twice(here, serve, cap
 
 def test_a_server_that_dies_costs_episodes_not_returns(here, serve, capsys, monkeypatch):  # noqa: F811
     """Failed episodes are counted, never worth 0, and played when the server is back."""
+    def big(sent):
+        return "[action] Is it big?"
     monkeypatch.setattr(envs.time, "sleep", lambda seconds: None)
     argv = ["eval", "--name=board", *SMALL, "--rows=1"]
-    server = serve(lambda sent: "[action] Is it big?" if len(server.seen) < 6 else 500)
+    server = serve(lambda sent: big(sent) if len(server.seen) < 6 else 500)
     argv.append(f"--model={server.address}")
     assert userrl.main(argv) == 0
     out = capsys.readouterr().out
@@ -101,7 +105,7 @@ def test_a_server_that_dies_costs_episodes_not_returns(here, serve, capsys, monk
     assert table["persuade"]["return"] is None and table["persuade"]["agent_errors"] == 3
     line = f"{server.address}, persuade: 3 episodes failed, not counted as 0: OSError: {server.address}: HTTP 500"
     assert line in out and "ended: agent failed" in out
-    server.reply = lambda sent: "[action] Is it big?"
+    server.reply = big
     server.seen.clear()
     assert userrl.main(argv) == 0 and len(server.seen) == 1 + 5 * 3
     table = json.loads(Path("runs/board/eval.json").read_text())[server.address]["gyms"]
@@ -109,7 +113,8 @@ def test_a_server_that_dies_costs_episodes_not_returns(here, serve, capsys, monk
 
 
 @pytest.mark.parametrize("reply, says", [(401, "HTTP 401"), (404, "HTTP 404"), (b"garbage", "no chat completion")])
-def test_a_wrong_server_or_key_is_one_line_and_leaves_no_folder(here, serve, capsys, monkeypatch, reply, says):  # noqa: F811
+def test_a_wrong_server_or_key_is_one_line(here, serve, capsys, monkeypatch, reply, says):  # noqa: F811
+    """... and leaves no run folder behind."""
     monkeypatch.setattr(envs.time, "sleep", lambda seconds: None)
     assert userrl.main(["eval", f"--model={serve(lambda sent: reply).address}", *SMALL]) == 2
     err = capsys.readouterr().err
@@ -126,8 +131,8 @@ def test_a_served_model_calls_the_tool(here, serve):  # noqa: F811
             message = {"content": "[answer] b", "reasoning_content": "Hm."}
         return json.dumps({"choices": [{"message": message}]}).encode()
     server = serve(call)
-    argv = ["eval", "--name=t", f"--model={server.address}", *SMALL, "--form=tool", "--eval_tasks=1", "--gyms=telepathy"]
-    assert userrl.main(argv) == 0
+    options = ["--form=tool", "--eval_tasks=1", "--gyms=telepathy"]
+    assert userrl.main(["eval", "--name=t", f"--model={server.address}", *SMALL, *options]) == 0
     line = json.loads(Path("runs/t/talks.jsonl").read_text())
     assert line["policy"] == f"{server.address}, tool" and line["tools"][0]["function"]["name"] == "interact_with_env"
     said = [m["content"] for m in line["messages"] if m["role"] == "assistant"]
@@ -179,7 +184,8 @@ BAD = [
     ({**SHARE, "conversations": [{"from": "human"}]}, "line 2: field 'value' is missing"),
     ({**SHARE, "conversations": SHARE["conversations"][1:]}, "line 2: nobody speaks before the agent"),
     ({**SHARE, "system": "", "conversations": []}, "line 2: nobody speaks before the agent"),
-    ({**SHARE, "tools": "{"}, "line 2: tools must be JSON"), ({**SHARE, "tools": "[3]"}, "line 2: field 'name' is missing"),
+    ({**SHARE, "tools": "{"}, "line 2: tools must be JSON"),
+    ({**SHARE, "tools": "[3]"}, "line 2: field 'name' is missing"),
     ({**SHARE, "conversations": [{"from": "function_call", "value": "go"}]}, "line 2: a function_call is JSON, not go"),
     ({"messages": [{"role": "boss", "content": "x"}]}, "line 2: role 'boss' is none of"), ]
 
@@ -209,8 +215,8 @@ def test_rejection_sampled_sft_is_two_commands(here, capsys):
     """From its own best conversations on training tasks, in the form of a tool, back into training."""
     small = """--gyms=telepathy --hidden=32 --layers=1 --vocab_size=400 --sft_tokens=900 --context=1536 --max_turns=2
         --max_new_tokens=8 --workers=1 --form=tool --eval_tasks=2""".split()
-    assert userrl.main(["eval", "--name=some", "--model=demonstrator", "--save_talks=True", "--split=train", "--samples=3",
-                        *small]) == 0
+    options = ["--model=demonstrator", "--save_talks=True", "--split=train", "--samples=3"]
+    assert userrl.main(["eval", "--name=some", *options, *small]) == 0
     assert "train tasks" in capsys.readouterr().out
     file = "runs/some/talks.jsonl"
     assert len(Path(file).read_text().splitlines()) == 6

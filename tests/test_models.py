@@ -48,7 +48,8 @@ LLAMA = """<|begin|>{% for m in messages %}{% if m.role == "tool" %}{{ raise_exc
 {{ m.content | trim }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|head|>assistant<|/head|>
 
 {% endif %}"""
-SHAPES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN3, CHATML), "smollm2": (LlamaConfig, LlamaForCausalLM, SMOL, CHATML),
+SHAPES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN3, CHATML),
+          "smollm2": (LlamaConfig, LlamaForCausalLM, SMOL, CHATML),
           "qwen2": (Qwen2Config, Qwen2ForCausalLM, SMOL.replace("SmolLM", "Qwen"), CHATML),
           "llama": (LlamaConfig, LlamaForCausalLM, LLAMA, ["<|begin|>", "<|head|>", "<|/head|>", "<|eot|>"])}
 
@@ -135,14 +136,15 @@ def test_a_checkpoint_of_each_family_plays_and_learns_in_its_own_template(tmp_pa
 def test_the_pieces_of_a_thinking_model_by_hand(tmp_path):
     """Thought on: it speaks at once. Off: after an empty thought, which stays. A thought stays where it was said."""
     tok = tokenizer_of(QWEN3, CHATML)
-    talk = [*TALK[:2], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n[answer] 1"}, {"role": "tool", "content": "No."}]
+    talk = [*TALK[:2], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n[answer] 1"},
+            {"role": "tool", "content": "No."}]
     grpo.fit_chat(tok)
     off = tok.decode(grpo.demo_trajectory(tok, TALK[:4]).ids + grpo.reply_ids(tok))
     tok.thinking = True
     on = tok.decode(grpo.demo_trajectory(tok, talk).ids + grpo.reply_ids(tok))
     opening = "<|im_start|>system\nBe brief.\n\nOne line.<|im_end|>\n<|im_start|>user\nWhere is  it?\n<|im_end|>\n"
-    assert off == (opening + "<|im_start|>assistant\n<think>\n\n</think>\n\n[search] Oslo<|im_end|>\n<|im_start|>user\nIn Oslo."
-                   "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert off == (opening + "<|im_start|>assistant\n<think>\n\n</think>\n\n[search] Oslo<|im_end|>\n"
+                   "<|im_start|>user\nIn Oslo.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert on == (opening + "<|im_start|>assistant\n<think>\nhm\n</think>\n\n[answer] 1<|im_end|>\n<|im_start|>user\n"
                   "<tool_response>\nNo.\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
     # only the words of a tool's reply are heard
@@ -159,7 +161,8 @@ def test_a_tool_is_shown_by_the_template_or_by_the_system_prompt():
         assert ("# Tools" in text) == (template == QWEN3)
 
 
-MOVING = SMOL.replace("{% for m in", "{{ messages | length }}{% for m in")      # its beginning says how long the talk is
+# Its beginning says how long the conversation is.
+MOVING = SMOL.replace("{% for m in", "{{ messages | length }}{% for m in")
 NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
@@ -167,8 +170,9 @@ def test_a_template_that_is_not_append_only_is_replaced_by_chatml(tmp_path, caps
     tok = tokenizer_of(MOVING, CHATML)
     tok.name_or_path = "moving"
     grpo.fit_chat(tok)
-    assert capsys.readouterr().out == ("! moving has a chat template that changes what stands before when the conversation "
-                                       "goes on: its conversations are written as ChatML\n")
+    assert capsys.readouterr().out == (
+        "! moving has a chat template that changes what stands before when the conversation goes on: "
+        "its conversations are written as ChatML\n")
     assert tok.chat_template == grpo.CHAT_TEMPLATE                       # it is saved, and served, as it was trained
     for template, says in ((NO_END, "has no end-of-turn token: its chat template ends a turn with '\\\\nuser: '"),
                            (None, "has no chat template")):
