@@ -93,11 +93,20 @@ class Settings(grpo.RunSettings):
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
     classic: bool = False           # the rules as released, in every gym; travel pays as there, tau has 30 turns
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
-    user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)
+    user: str = "scripted"          # or userlm:runs/<name>, llm:MODEL@URL, llm:FOLDER, MODULE:ARGUMENT, mix:A,B
     user_noise: float = 0.0         # probability that the scripted user misunderstands
     user_vague: float = 0.0         # probability that it shrugs instead of answering
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
     patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
+    # a user that is a language model (llm:…)
+    llm_words: bool = True          # it speaks in its own words; False: the rules speak, and it only judges
+    llm_requests: int = 64          # how many it is asked at once, at most
+    llm_tokens: int = 512           # of a reply, at most
+    llm_timeout: float = 60.0       # seconds that a server may take
+    llm_tries: int = 6              # of a request, before the conversation ends as "user error"
+    llm_context: int = 3072         # tokens of a request and its reply; of llm:FOLDER only
+    llm_cache: str = "runs/.llm"    # folder of a server's replies, each asked for once; empty: none
+    llm_prompts: str = ""           # the version of the prompts: set by itself, and the same when a run goes on
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
@@ -112,7 +121,8 @@ class Settings(grpo.RunSettings):
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS)}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
-             "max_turns": 1, "val_tasks": 1}
+             "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
+             "llm_context": 64}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
     ALSO = {"gym": "gyms"}
 
@@ -140,8 +150,8 @@ class Settings(grpo.RunSettings):
             raise ValueError("--reading must be below 1, and --slip, --user_noise, --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
-        if self.user != "scripted":
-            load_user(self)
+        for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
+            check_user(self, name)
         kept([], self.keep)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not chosen(self):
@@ -211,8 +221,7 @@ def lacking(s: Settings, gym: str, split: str) -> str:
 
 def check_data(s: Settings) -> None:
     """ValueError for a gym whose tasks are beyond a user that goes by rules, or of which --data has no task at all."""
-    users = listed(s.user.removeprefix("mix:"))
-    rules = any(user.partition(":")[0] in ("scripted", "userlm") for user in users)
+    rules = any(name.partition(":")[0] in ("scripted", "userlm") for name in users(s))
     beyond = [f"{gym} ({envs.BEYOND_RULES[gym]})" for gym in dict.fromkeys(chosen(s)) if gym in envs.BEYOND_RULES]
     if rules and beyond:
         raise ValueError(f"--data: rules know too little of {', '.join(beyond)}: give a language model, "
@@ -266,20 +275,101 @@ def first_envs(s: Settings) -> dict[str, envs.Env]:
     return {gym: make_env(s, gym, 0, s.split if s.files else "test", None) for gym in gym_names(s)}
 
 
-def load_user(s: Settings):
-    """The function load_user(argument, noise, vague, device) of --user's module."""
-    module, colon, _ = s.user.partition(":")
-    if not colon:
-        raise ValueError(f"--user is 'scripted', 'userlm:FOLDER' or 'MODULE:ARGUMENT', not {s.user!r}")
+def users(s: Settings) -> list[str]:
+    """The one user of --user, or all that mix:A,B names."""
+    mixed = s.user.startswith("mix:")
+    return listed(s.user.removeprefix("mix:")) if mixed else [s.user]
+
+
+def check_user(s: Settings, name: str) -> None:
+    """ValueError for a user that there is not.  Of a language model the version of its prompts is set."""
+    kind, _, argument = name.partition(":")
+    if kind == "llm" and argument:
+        version = envs.prompts_version()
+        if s.llm_prompts not in ("", version):
+            raise ValueError(f"--llm_prompts={s.llm_prompts}: the prompts of an LLM user are of version {version} now")
+        s.llm_prompts = version
+        if served(argument):
+            envs.Server(argument)
+        if s.user == name and (s.user_noise or s.user_vague):
+            raise ValueError("--user_noise and --user_vague are for the scripted user, not for llm:…")
+    elif name != "scripted":
+        load_user(name)
+
+
+def load_user(name: str):
+    """The function load_user(argument, noise, vague, device) of a user's module."""
+    module, colon, _ = name.partition(":")
+    if not colon or name in ("llm:", "mix:"):
+        raise ValueError(f"--user is 'scripted', 'userlm:FOLDER', 'llm:MODEL@URL', 'llm:FOLDER', 'mix:A,B' or "
+                         f"'MODULE:ARGUMENT', not {name!r}")
     return grpo.plug("user", f"{'userlm_r1' if module == 'userlm' else module}:load_user")
+
+
+def served(model: str) -> bool:
+    """Is that a model behind a server, and no folder?"""
+    return "@http" in model
 
 
 def make_user(s: Settings):
     """The user in every gym; one object for all conversations, so that a model answers them in batches."""
-    if s.user == "scripted":
+    made = [one_user(s, name) for name in users(s)]
+    return envs.MixedUser(made) if s.user.startswith("mix:") else made[0]
+
+
+def one_user(s: Settings, name: str):
+    kind, _, argument = name.partition(":")
+    if name == "scripted":
         return envs.ScriptedUser(s.user_noise, s.user_vague)
-    _, _, argument = s.user.partition(":")
-    return load_user(s)(argument, s.user_noise, s.user_vague, s.device or None)
+    if kind != "llm":
+        return load_user(name)(argument, s.user_noise, s.user_vague, s.device or None)
+    if not served(argument):
+        model = LocalModel(s, argument)
+        return envs.LLMUser(model.texts, s.llm_words, slow=False, costs=model.counts)
+    server = envs.Server(argument, s.llm_timeout, s.llm_tries, s.llm_requests, cache=s.llm_cache)
+    # a wrong address or key is said at once
+    server.chat([{"role": "user", "content": "Say: ok"}], max_tokens=8, temperature=0)
+    return envs.LLMUser(partial(server.texts, max_tokens=s.llm_tokens), s.llm_words, costs=server.counts)
+
+
+def seated(user, *key):
+    """The user of one conversation: of several, the one that is drawn by the key."""
+    return user.drawn("/".join(map(str, key))) if hasattr(user, "drawn") else user
+
+
+class LocalModel:
+    """A checkpoint on our own engine that answers requests, many in one batch, greedily."""
+
+    def __init__(self, s: Settings, folder: str):
+        model, tokenizer = grpo.load_policy(folder, device=s.device or None)
+        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
+        self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
+
+    def texts(self, talks: list[list[dict]]) -> list:
+        """What it says to each talk of a system and a user message; an OSError where the talk is too long."""
+        began, requests = time.time(), [Request(talk) for talk in talks]
+        done = grpo.rollout(self.engine, requests, max_new_tokens=self.tokens, greedy=True) if requests else []
+        self.counts["requests"] += len(talks)
+        self.counts["completion_tokens"] += sum(sum(talk.mask) for talk in done)
+        self.counts["seconds"] += time.time() - began
+        too_long = OSError(f"a request is longer than --llm_context={self.engine.max_len}")
+        return [too_long if request.text is None else request.text for request in requests]
+
+
+class Request:
+    """A request as an environment of one turn: how the engine answers it."""
+    user = text = None
+
+    def __init__(self, talk: list[dict]):
+        self.system_prompt, self.first = (message["content"] for message in talk)
+
+    def reset(self):
+        return self.first, {}
+
+    def turn(self, text: str):
+        self.text = text
+        return "", 0.0, True, False, {}
+        yield                                                           # a generator, like every env's turn
 
 
 def opening(env: envs.Env, first: str) -> list[dict]:
@@ -522,7 +612,8 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
     if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
         print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
               f"{s.max_new_tokens}), or leave out --thinking", flush=True)
-    who = (f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
+    prompts = f" (prompts {s.llm_prompts})" if s.llm_prompts else ""
+    who = (f"{s.user} user{prompts}, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
            f"patience {s.patience or 'endless'}" + (f", {split} tasks" if split != "test" else "")
            + (", classic rules" if s.classic else "") + (f", tasks of {s.files}" if s.files else ""))
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
@@ -534,12 +625,13 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str):
     {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
     "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
     """
-    todo = [make_env(s, gym, index, split, user) for gym, index, _ in tasks]
+    todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
+            for gym, index, again in tasks]
     if policy in SCRIPTED:
-        slip = {"slip": s.slip} if policy == "demonstrator" else {}
-        outcomes = ((at, converse(env, partial(scripted, **slip))) for at, env in enumerate(todo))
+        act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
+        outcomes = enumerate(map(scripted_outcome, todo, envs.play_together(todo, act)))
     elif isinstance(policy, envs.Server):
-        outcomes = served(s, policy, todo)
+        outcomes = served_episodes(s, policy, todo)
     else:
         # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
@@ -556,9 +648,14 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str):
         yield line
 
 
-def scripted(env: envs.Env, talk: list[dict], **slip) -> str:
-    """The expert, or with a `slip` the demonstrator, as a policy of `converse`."""
-    return envs.expert(env, **slip)
+def scripted_outcome(env: envs.Env, earned) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode: what `envs.play_together` says of it."""
+    talk = opening(env, env.history[0][1])
+    for (_, action), (_, feedback) in zip(env.history[1::2], env.history[2::2]):
+        talk += exchange(env, action, feedback)
+    if isinstance(earned, Exception):
+        return talk, [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
+    return talk, earned, env.ended or "done", ""
 
 
 def converse(env: envs.Env, act, lock=None) -> tuple[list[dict], list[float], str, str]:
@@ -583,7 +680,7 @@ def converse(env: envs.Env, act, lock=None) -> tuple[list[dict], list[float], st
     return talk, earned, env.ended or "done", ""
 
 
-def served(s: Settings, server: envs.Server, todo: list[envs.Env]):
+def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
     """Episodes of a served model, --rows at once on threads: yields (position, what `converse` gives) as they end.
 
     When as many in a row have failed as are played at once, the server is gone, and the rest fails unasked.
@@ -829,7 +926,7 @@ def read_call(text: str) -> str:
 
 
 def read_tools(tools) -> list[dict] | None:
-    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON, or None."""
+    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON."""
     try:
         tools = json.loads(tools or "null") if isinstance(tools, str) else tools
     except (ValueError, RecursionError):
@@ -958,7 +1055,7 @@ def roll(s: Settings, engine, user, tasks: list[tuple[str, int]], times: dict) -
     todo, groups, seeds = [], [], []
     for gym, index in tasks[grpo.rank()::grpo.world()]:
         group = f"{gym}-{index}"
-        todo += [make_env(s, gym, index, "train", user) for _ in range(s.group)]
+        todo += [make_env(s, gym, index, "train", seated(user, s.seed, group, i)) for i in range(s.group)]
         groups += [group] * s.group
         seeds += [(s.seed, 3, zlib.crc32(group.encode()), i) for i in range(s.group)]
     talks = grpo.rollout(engine, todo, groups=groups, seeds=seeds, temperature=s.temperature,
@@ -1038,9 +1135,11 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
     def mean(values):
         return float(np.mean(values)) if values else None
     gyms = {gym: mean([earned for name, earned, _ in everyone if name == gym]) for gym in dict.fromkeys(trained(s))}
-    return {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
-            "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
-            "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    row = {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
+           "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
+           "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    [thoughts] = grpo.summed([sum(open_thoughts(talk.messages) for talk in talks)])
+    return {**row, "open_thoughts": thoughts / sum(turns for *_, turns in everyone)} if thoughts else row
 
 
 def per_gym(row: dict) -> str:
@@ -1092,6 +1191,9 @@ def alarms(rows: list[dict], s: Settings) -> list[str]:
     if s.updates == 1 and kl > 1e-3:
         lines.append(f"sampler and trainer disagree, kl old {kl:.1e} in place of about 0: use a checkpoint in float32, "
                      "or --ratio=sequence")
+    if (thoughts := average(row.get("open_thoughts", 0.0) for row in recent)) > 0.1:
+        lines.append(f"{100 * thoughts:.0f} % of the turns are a thought that was never closed: raise --max_new_tokens "
+                     f"(now {s.max_new_tokens}), or leave out --thinking")
     failed = sum(row["ended"]["user_error"] for row in recent) / sum(sum(row["ended"].values()) for row in recent)
     if failed >= 0.25:
         lines.append(f"the user failed in {100 * failed:.0f} % of the conversations, which are lost: mend it, ask it "
@@ -1235,12 +1337,17 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
             keeps["known"] = {(line["gym"], line["index"], line["sample"]): line for line in lines}
             keeps["note"] = partial(note_talk, run, label)
         result = evaluate(s, policy, user, tasks, s.split, **keeps)
+        if counts := user_counts(user):
+            result["user_counts"] = counts
         run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
     print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
-    spoken, replaced = grpo.summed([getattr(user, "spoken", 0), getattr(user, "replaced", 0)])
+    if "user_counts" in result:
+        told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
+        print("   the LLM user so far: " + ", ".join(told), flush=True)
+    spoken, replaced = user_sums(user, ("spoken", "replaced"))
     if spoken:
         print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
               "by the rules", flush=True)
@@ -1267,6 +1374,20 @@ def note_talk(run: grpo.Run, label: str, line: dict) -> None:
     """Keep a conversation in talks.jsonl, unless somebody failed in it: then it will be played again."""
     if line["status"] not in FAILED:
         run.log(TALKS, {"policy": label, **line})
+
+
+def user_sums(user, names) -> list[float]:
+    """What the users of all processes have counted so far."""
+    return grpo.summed([sum(getattr(one, name, 0) for one in getattr(user, "users", [user])) for name in names])
+
+
+def user_counts(user) -> dict[str, float]:
+    """What the LLM users of all processes have done and cost so far; {} without one."""
+    total: dict = {}
+    for one in getattr(user, "users", [user]):
+        for name, count in getattr(one, "counts", {}).items():
+            total[name] = total.get(name, 0) + count
+    return dict(zip(total, grpo.summed(list(total.values())))) if total else {}
 
 
 def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
@@ -1302,7 +1423,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
-    if s.model in SCRIPTED or SERVED.search(s.model):
+    if s.model in SCRIPTED or served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
     if s.data and not s.files and "sft" not in phases:
         raise ValueError(f"--data={s.data} is no folder of task files; a file to imitate is for sft and demo")
@@ -1361,8 +1482,7 @@ def train(s: Settings) -> None:
     start(s, "train", ("rl",))
 
 
-# A model behind an OpenAI-compatible server, and what may differ between the columns of one table.
-SERVED = re.compile(r"^(.+)@https?://")
+# What may differ between the columns of one table.
 OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
                  "workers", "timeout", "save_talks")
 
@@ -1384,7 +1504,7 @@ def eval_(s: Settings) -> None:
         if s.model in SCRIPTED and gym != "function":
             raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
     policy = s.model
-    if SERVED.search(s.model):
+    if served(s.model):
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
     begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
     run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
@@ -1399,10 +1519,15 @@ def eval_(s: Settings) -> None:
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
-    measure(run, policy, user, label)
-    if isinstance(policy, envs.Server):
+    try:
+        measure(run, policy, user, label)
+    except grpo.Stop:
+        if (run.path / TALKS).exists():
+            print(f"stopped; {run.path}/{TALKS} keeps what was played, and --name={run.path.name} goes on from there")
+        raise
+    if isinstance(policy, envs.Server) and policy.counts["requests"]:
         c = policy.counts
-        each = c["seconds"] / max(c["requests"], 1)
+        each = c["seconds"] / c["requests"]
         print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
               f"tokens read, {c['completion_tokens']} written")
     print_table(run.evals)
@@ -1431,7 +1556,7 @@ class Person:
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
     gym = chosen(s)[0]
-    env = make_env(s, gym, s.index, "test", make_user(s))
+    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
