@@ -176,25 +176,21 @@ def asker(tmp_path_factory):
     """A tiny checkpoint with Qwen3's chat template that has learnt one thing: to ask for the budget, as a call."""
     trl = pytest.importorskip("trl")
     call, rng = f"<tool_call>\n{CALL}\n</tool_call>", random.Random(0)
-    texts = [envs.knowledge("intention", rng) for _ in range(300)]
-    model, tokenizer = grpo.tiny_policy([*texts, *[call] * 20], vocab_size=600, hidden=64, layers=2, heads=2,
-                                        kv_heads=1, head_dim=32)
+    texts = [envs.knowledge("intention", rng) for _ in range(200)]
+    model, tokenizer = grpo.tiny_policy(texts, vocab_size=600, hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16)
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
     tokenizer.padding_side = "left"
+    tokenizer.add_tokens([call])                         # one token: what comes next depends on the last one alone
+    model.resize_token_embeddings(len(tokenizer))
     reply = tokenizer.encode(f"{call}<|im_end|>", add_special_tokens=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(280):
-        said = rng.choices(texts, k=6)
-        talk = [{"role": "system", "content": said[0]}, {"role": "user", "content": said[1]}]
-        for text in said[2:2 + step % 3]:
-            talk += [{"role": "assistant", "content": call}, {"role": rng.choice(("tool", "user")), "content": text}]
-        tools = {"tools": [envs.tool_schema(("action",))]} if step % 2 else {}
-        ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False, add_generation_prompt=True, **tools)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for text in texts[:80]:
+        talk = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False, add_generation_prompt=True)
         logits = model(torch.tensor([ids + reply])).logits[0, -len(reply) - 1:-1]
         torch.nn.functional.cross_entropy(logits, torch.tensor(reply)).backward()
-        if step % 4 == 3:                                # four conversations a step
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("asker")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
