@@ -1026,6 +1026,7 @@ class Env:
     system_prompt = ""
     max_turns = 16
     max_answers = 0
+    message = ""                   # the agent's last action, as it came
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 
