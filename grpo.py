@@ -75,6 +75,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Cache,
                           PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM)
@@ -277,11 +278,45 @@ def text_trajectory(tokenizer, text):
 
 # ------------------------------------------------------------------------------------------------ engine
 
-def ragged_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def check_attention(config, length):
+    """PolicyError if a model's layers do not all attend to everything before, in conversations of that length."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    if odd or (kinds != {"full_attention"} and window < length):
+        raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+
+
+@contextlib.contextmanager
+def attending(model, how):
+    """The model attends through the function registered by that name here, and as before afterwards."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(how)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def tail_attention(query, key, value, scaling):
+    """Attention of a conversation's last T tokens over all S of it: [1, H, T, D] x [1, kv, S, D] -> [1, T, H, D]."""
+    mask = causal_lower_right(query.shape[2], key.shape[2])
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def ragged_attention(module, query, key, value, attention_mask, scaling=None, tails=None, **kwargs):
     """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
-    so keys and values are read in place: repeating them per head would copy the whole cache at every step."""
+    so keys and values are read in place: repeating them per head would copy the whole cache at every step.
+
+    With `tails`, (row, new tokens, length) of some rows, the queries are the new tokens of one after the other."""
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+    if tails:
+        parts = zip(query.split([count for _, count, _ in tails], 2), tails)
+        out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], scaling)
+               for q, (row, _, length) in parts]
+        return torch.cat(out, 1), None
     B, H, T, D = query.shape  # rows, query heads, new tokens, head size
     query = query.reshape(B, key.shape[1], -1, D)  # [B, kv, H/kv * T, D]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
@@ -294,8 +329,8 @@ AttentionInterface.register("ragged", ragged_attention)
 class RowLayer(StaticLayer):
     """One layer of the engine's cache: new keys and values are scattered to each row's own positions.
 
-    `plan` is what `Engine.feed` sets for one forward pass: rows [B, 1] and positions [B, T] to write, rows (a slice,
-    or [B]) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
+    `plan` is what the engine sets for one forward pass: rows and positions to write, both [B, T] or broadcast to it,
+    rows (a slice) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
     """
     plan = None
 
@@ -310,6 +345,19 @@ class RowLayer(StaticLayer):
         return self.keys[read, :, :longest], self.values[read, :, :longest]
 
 
+def captured(step, pool):
+    """(What does `step` again, as a CUDA graph; the memory that graphs share). Its tensors stay where they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # what is set up at the first call must not be captured
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+    return graph.replay, graph.pool()
+
+
 class Engine:
     """A KV cache of `rows` conversations of up to `max_len` tokens, preallocated and written in place.
 
@@ -317,13 +365,9 @@ class Engine:
     between two rollouts can never meet old keys.
     """
 
-    def __init__(self, model, tokenizer, rows=64, max_len=2048):
+    def __init__(self, model, tokenizer, rows=64, max_len=2048, graphs=True):
         config = model.config
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
-        odd = kinds - {"full_attention", "sliding_attention"}
-        if odd or (kinds != {"full_attention"} and window < max_len):
-            raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+        check_attention(config, max_len)
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise PolicyError(f"models that rescale their logits ({name}) are not supported")
@@ -333,12 +377,14 @@ class Engine:
         heads = config.num_attention_heads
         kv = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.groups = heads // kv
         # [K|V, layer, row, kv, position, D]. One position beyond max_len takes the padding of ragged appends.
         # Zeros, not empty: a masked NaN is still a NaN.
         shape = 2, config.num_hidden_layers, rows, kv, self.max_len + 1, size
         self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.cache = Cache(layers=[RowLayer(k, v) for k, v in zip(*self.kv)])
+        # decode steps as CUDA graphs: (rows, length) -> graph; their memory, their common result
+        self.graphs, self.steps, self.pool = graphs and self.kv.is_cuda, {}, None
+        self.logits = torch.zeros(rows if self.graphs else 0, config.vocab_size, device=model.device)
         self.reset()
 
     def reset(self):
@@ -348,46 +394,71 @@ class Engine:
         self.prompt = np.full((self.rows, self.max_len), -1, np.int64)
         self.ready = np.zeros(self.rows, bool)
 
-    @contextlib.contextmanager
-    def attending(self):
-        """The model attends through `ragged_attention` here, and as before afterwards (training, generate)."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("ragged")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
-
     def tensor(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.kv.device, non_blocking=True)
 
     def feed(self, rows, ids, count):
         """Append ids[b, :count[b]] to row rows[b] and return float32 logits after the last, where count > 0.
 
-        rows [B] distinct, ids [B, T] right-padded, count [B]. A row with count 0 rides along unchanged: decoding
-        keeps rows that wait in the batch, for a view of the first n rows costs nothing and a gather copies them.
+        rows [B] distinct, ids [B, T] right-padded, count [B]. One token each for neighbours is a decode step: there
+        a row with count 0 rides along unchanged, for a view of neighbours costs nothing and a gather copies them.
+        All else is packed: one row of tokens without padding, each attending within its own row of the cache.
         """
-        B, T = ids.shape
-        at = np.minimum(self.length[rows][:, None] + np.arange(T), self.max_len)
-        at, index = self.tensor(at), self.tensor(rows)  # [B, T], [B]
-        # neighbours are read through a slice, which is a view: an index makes a copy
-        neighbours = bool((np.diff(rows) == 1).all())
-        read = slice(int(rows[0]), int(rows[0]) + B) if neighbours else index
-        longest = int((self.length[rows] + count).max())
-        longest = min(-(-longest // 16) * 16, self.max_len)
-        for layer in self.cache.layers:
-            layer.plan = index[:, None], at, read, longest
-        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, T, L]
-        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
-        if T > 1:
-            mask = mask.repeat(1, 1, self.groups, 1)
-        hidden = self.model.base_model(  # [B, T, hidden]
-            input_ids=self.tensor(ids), position_ids=at, past_key_values=self.cache, use_cache=True,
-            attention_mask=mask).last_hidden_state
+        live, new = np.flatnonzero(count), np.arange(ids.shape[1])
+        at = np.minimum(self.length[rows][:, None] + new, self.max_len)  # [B, T]
         self.length[rows] += count
-        live = np.flatnonzero(count)
-        last = hidden[self.tensor(live), self.tensor(count[live] - 1)]  # [live, hidden]
+        longest = int(self.length[rows].max())
+        if len(new) == 1 and (np.diff(rows) == 1).all():
+            if self.graphs and rows[0] == 0:
+                return self.replay(ids, at, longest)[self.tensor(live)]
+            last = self.decode(int(rows[0]), self.tensor(ids), self.tensor(at), -(-longest // 16) * 16)[:, 0]
+            last = last[self.tensor(live)]  # [live, hidden]
+        else:
+            real = new < count[:, None]
+            ids, at, index = (self.tensor(x[real][None]) for x in (ids, at, np.broadcast_to(rows[:, None], at.shape)))
+            tails = [(int(rows[b]), int(count[b]), int(self.length[rows[b]])) for b in live]
+            hidden = self.forward(ids, at, (index, at, slice(None), longest), tails=tails)  # [1, N, hidden]
+            last = hidden[0, self.tensor(count.cumsum()[live] - 1)]
         return self.model.get_output_embeddings()(last).float()  # [live, V]
+
+    def forward(self, ids, at, plan, **how):
+        """Hidden states [B, T, hidden] of tokens ids [B, T] at positions at [B, T]; plan as in `RowLayer`."""
+        for layer in self.cache.layers:
+            layer.plan = plan
+        return self.model.base_model(input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True,
+                                     **how).last_hidden_state
+
+    def decode(self, first, ids, at, longest):
+        """Hidden states [B, 1, hidden] after one more token in each of B rows from the first; ids, at [B, 1]."""
+        longest = min(longest, self.max_len)
+        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, 1, L]
+        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
+        index = torch.arange(first, first + len(at), device=at.device)[:, None]
+        plan = index, at, slice(first, first + len(at)), longest
+        return self.forward(ids, at, plan, attention_mask=mask)
+
+    def replay(self, ids, at, longest):
+        """Float32 logits [B, V] after one more token in each of the first B rows, by a CUDA graph: launching the
+        kernels of a step one by one takes longer than their work. A graph is of a number of rows (a power of two) and
+        a length (a multiple of 256), and reads weights and cache where they lie: it outlives optimiser steps."""
+        B = len(ids)
+        rows, longest = min(self.rows, 1 << (B - 1).bit_length()), -(-longest // 256) * 256
+        if (rows, longest) not in self.steps:
+            # rows beyond B write where nobody reads
+            inputs = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
+
+            def step():
+                hidden = self.decode(0, *inputs, longest)[:, 0]
+                self.logits[:rows] = self.model.get_output_embeddings()(hidden)
+            self.steps[rows, longest] = inputs, step, None
+        inputs, step, graph = self.steps[rows, longest]
+        inputs[1].fill_(self.max_len)
+        inputs[:, :B] = self.tensor(np.stack([ids, at]))
+        if graph is None:
+            graph, self.pool = captured(step, self.pool)
+            self.steps[rows, longest] = inputs, step, graph
+        graph()
+        return self.logits[:B]
 
     def share(self, row, ids):
         """Start `row` with the longest beginning of `ids` that some row's cache already holds: the positions are
@@ -607,10 +678,9 @@ class Rows:
     def feed(self, talks):
         """Feed what each trajectory holds beyond its cache, and sample the first token of the turn."""
         engine, ended = self.engine, []
-        lengths = [len(t.traj.ids) - int(engine.length[t.row]) for t in talks]
-        for picked in batches(lengths, 8192):
-            # in the order of their rows: neighbours are read in place
-            batch = sorted((talks[i] for i in picked), key=lambda t: t.row)
+        parts = 1 + sum(len(t.traj.ids) - int(engine.length[t.row]) for t in talks) // 8192
+        for part in range(min(parts, len(talks))):
+            batch = talks[part::parts]
             rows = np.array([t.row for t in batch])
             todo = [t.traj.ids[engine.length[t.row]:] for t in batch]
             count = np.array([len(ids) for ids in todo])
@@ -709,7 +779,7 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
     queue = zip(envs, seeds, groups or range(len(envs)), strict=True)
     rows = Rows(engine, queue, max_new_tokens, (temperature, greedy), clock)
     try:
-        with torch.inference_mode(), engine.attending():
+        with torch.inference_mode(), attending(engine.model, "ragged"):
             while rows.queue or any(rows.at):
                 # New conversations take free rows.
                 rows.seat()
@@ -727,32 +797,158 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
 
 # ------------------------------------------------------------------------------------------------ log-probs and loss
 
+def packs(model, trajs):
+    """Whether a model can learn from a `Pack` of them: its attention is a function that can be replaced, over
+    everything before. Others learn from padded batches."""
+    try:
+        check_attention(model.config, max((len(t.ids) for t in trajs), default=0))
+    except PolicyError:
+        return False
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    return getattr(model, "_supports_attention_backend", False) and not capped
+
+
+def micro_batches(model, trajs, budget):
+    """Yields indices of the trajectories that train something, in batches of at most `budget` tokens, those of a `Pack`
+    or padded ones; the model attends accordingly until the last is dealt with."""
+    some = [i for i, t in enumerate(trajs) if any(t.mask)]
+    if not packs(model, trajs):
+        for batch in batches([len(trajs[i].ids) for i in some], budget):
+            yield [some[k] for k in batch]
+        return
+    batch, used, last = [], 0, []
+    with attending(model, "packed"):
+        # sorted, those that begin alike are neighbours
+        for i in sorted(some, key=lambda i: trajs[i].ids):
+            ids = trajs[i].ids
+            new = len(ids) - shared(last, ids)
+            if batch and used + new > budget:
+                yield batch
+                batch, used, new = [], 0, len(ids)
+            batch.append(i)
+            used, last = used + new, ids
+        if batch:
+            yield batch
+
+
+def shared(a, b):
+    """How many tokens two lists of ids begin with in common, down to a multiple of 16: a pack of few, long pieces."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.array(a[:n]) != np.array(b[:n]))
+    n = int(differ[0]) if len(differ) else n
+    return n - n % 16
+
+
+class Pack:
+    """Conversations in one row of tokens, without padding: what several begin with, a group's prompt, stands there
+    once. Each token has the position that it has in its conversation, and sees what comes before it there.
+
+    place     per conversation where its tokens stand, [its length]; ids, at: token and position of each place, [N]
+    sizes     the row is cut into pieces where conversations part, and on a CPU after 128 tokens: what a piece sees is
+              computed as a rectangle, whose unseen corner stays small (a GPU's kernels skip it by themselves)
+    ways      per piece the pieces that it sees, in order, itself the last
+    rows      places whose hidden state is wanted, as [R]: the last layer attends only there
+    counts, masks       how many of them each piece has, and what they see, [1, 1, count, size of the way]
+    """
+
+    def __init__(self, model, trajs, wanted):
+        """wanted: per conversation the places in it, [n], whose last hidden state will be read."""
+        n, self.place, last, device = 0, [], [], model.device
+        for t in trajs:
+            same = shared(last, t.ids)
+            begin = self.place[-1][:same] if same else np.arange(0)
+            self.place.append(np.concatenate([begin, n + np.arange(len(t.ids) - same)]))
+            n, last = n + len(t.ids) - same, t.ids
+        self.ids, self.at = np.zeros((2, n), np.int64)
+        for t, place in zip(trajs, self.place):
+            self.ids[place], self.at[place] = t.ids, np.arange(len(place))
+        starts = self.cut(n, 128 if device.type == "cpu" else n)
+        rows = np.unique(np.concatenate([place[w] for place, w in zip(self.place, wanted)]))
+        owner = np.searchsorted(starts, rows, "right") - 1
+        self.counts = np.bincount(owner, minlength=len(starts)).tolist()
+        self.rows, self.masks = torch.from_numpy(rows).to(device), []
+        heads = model.config.num_attention_heads
+        kv = getattr(model.config, "num_key_value_heads", None) or heads
+        for at, way in zip(np.split(self.at[rows], np.cumsum(self.counts)), self.ways):
+            sees = np.arange(sum(self.sizes[piece] for piece in way)) <= np.tile(at, heads // kv)[:, None]
+            self.masks.append(torch.from_numpy(sees).to(device)[None, None])
+
+    def cut(self, n, most):
+        """Find the pieces, of at most `most` tokens; returns where they start, [pieces]."""
+        ends = {n}
+        for place in self.place:
+            jumps = np.flatnonzero(np.diff(place) != 1)
+            ends |= {int(place[0]), *(place[jumps] + 1).tolist(), *place[jumps + 1].tolist()}
+        ends = sorted(ends)
+        starts = [start for a, b in zip(ends, ends[1:]) for start in range(a, b, most)]
+        self.sizes, self.ways = np.diff([*starts, n]).tolist(), [None] * len(starts)
+        number = {start: piece for piece, start in enumerate(starts)}
+        for place in self.place:
+            way = [number[p] for p in place.tolist() if p in number]
+            for k, piece in enumerate(way):
+                self.ways[piece] = way[:k + 1]
+        return starts
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, **kwargs):
+    """Attention of a `Pack`, piece by piece: each sees its way alone."""
+    last = getattr(module, "layer_idx", None) == module.config.num_hidden_layers - 1
+    keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
+    queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
+    for q, way, mask in zip(queries, pack.ways, pack.masks):
+        if not q.shape[2]:
+            continue
+        k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
+        out.append(ragged_attention(module, q, k, v, mask, scaling, **kwargs)[0] if last else
+                   tail_attention(q, k, v, scaling))
+    out = torch.cat(out, 1)  # [1, N or R, H, D]
+    if last:
+        whole = out.new_zeros(1, query.shape[2], *out.shape[2:])
+        out = whole.index_copy(1, pack.rows, out)
+    return out, None
+
+
+AttentionInterface.register("packed", packed_attention)
+
+
 def said_and_heard(model, trajs, temperature=1.0, echo=0.0):
     """Log-probs of the trained tokens of some trajectories, [N], and with echo > 0 of their `heard` ones, [M].
 
     Both by one forward pass, flat float32 in order, with gradients if enabled. `temperature` is the sampler's; nobody
     sampled what was heard, it is scored at 1. Without echo the second is None, and costs nothing.
     """
-    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
-    # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, hidden]
-    said = logps_at(model, hidden, ids, *padded([t.mask for t in trajs]).nonzero(), temperature)
-    if not echo:
-        return said, None
-    rows = np.repeat(np.arange(len(trajs)), [len(t.heard) for t in trajs])
-    cols = np.array([at for t in trajs for at in t.heard], np.int64)
-    return said, logps_at(model, hidden, ids, rows, cols)
+    said = [np.flatnonzero(t.mask) for t in trajs]
+    heard = [np.array(t.heard if echo else [], np.int64) for t in trajs]
+    # the token at t is predicted at t - 1
+    before = [np.concatenate(both) - 1 for both in zip(said, heard)]
+    if getattr(model.config, "_attn_implementation", "") == "packed":
+        pack = Pack(model, trajs, before)
+        ids, at = torch.from_numpy(np.stack([pack.ids, pack.at])).to(model.device)[:, None]  # [1, N] each
+        out, place = model.base_model(input_ids=ids, position_ids=at, use_cache=False, pack=pack), pack.place
+    else:
+        ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
+        # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
+        out = model.base_model(input_ids=ids, use_cache=False)
+        place = np.arange(ids.numel()).reshape(ids.shape)
+    hidden, ids = out.last_hidden_state.flatten(0, 1), ids.flatten()  # [places, hidden], [places]
+
+    def logps(columns, temperature):
+        at = np.concatenate([row[c] for row, c in zip(place, columns)])
+        previous = np.concatenate([row[c - 1] for row, c in zip(place, columns)])
+        # a token that conversations share is scored once
+        at, first, again = np.unique(at, return_index=True, return_inverse=True)
+        at, previous, again = (torch.from_numpy(i).to(model.device) for i in (at, previous[first], again))
+        return logps_at(model, hidden.index_select(0, previous), ids[at], temperature).index_select(0, again)
+
+    return logps(said, temperature), logps(heard, 1.0) if echo else None
 
 
-def logps_at(model, hidden, ids, row, col, temperature=1.0):
-    """Log-probs of the tokens ids[row, col], [N] float32, given the hidden states [B, T, hidden] over ids [B, T].
+def logps_at(model, hidden, target, temperature):
+    """Log-probs of the tokens target [N], [N] float32, given the hidden states [N, hidden] that predict them.
 
     Logits exist only where a token is wanted, float32 only a chunk at a time; more than one chunk (a large
     vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
     """
-    row, col = (torch.from_numpy(i).to(model.device) for i in (row, col))  # [N], [N]
-    # the token at t is predicted at t - 1
-    hidden, target = hidden[row, col - 1], ids[row, col]
     head = model.get_output_embeddings()
 
     def chunk_logps(h, y):
@@ -771,7 +967,7 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     reference log-probs for the KL term, and the check that trainer and sampler agree."""
     out = [[0.0] * len(t.ids) for t in trajs]
     with torch.inference_mode():
-        for batch in batches([len(t.ids) for t in trajs], micro_tokens):
+        for batch in micro_batches(model, trajs, micro_tokens):
             said, _ = said_and_heard(model, [trajs[i] for i in batch], temperature)
             values = iter(said.tolist())
             for i in batch:
@@ -1038,10 +1234,7 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     model.zero_grad(set_to_none=True)
     loss, sums, largest = 0.0, {}, 0.0
     assert trajs or world() > 1, "no trajectory to learn from"  # another process may have some
-    for batch in batches([len(t.ids) for t in trajs], micro_tokens):
-        batch = [i for i in batch if any(trajs[i].mask)]  # a context full at once trains nothing
-        if not batch:
-            continue
+    for batch in micro_batches(model, trajs, micro_tokens):
         part, stats, top = micro_loss(batch)
         part.backward()
         loss += part.detach()
@@ -1340,6 +1533,7 @@ class RunSettings:
     rows: int = 96              # conversations generated at once
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
+    graphs: bool = True         # on a GPU a decode step is replayed as a CUDA graph
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
 
@@ -1662,7 +1856,7 @@ def first_policy(run, texts, envs, base=None):
         run.model, run.tokenizer = chosen_policy(s)
     if found and (run.optimizer is None or run.state.get("phase") not in PHASES):
         raise PolicyError(f"{found[0]} holds a policy alone: a run cannot go on from it")
-    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context)
+    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     must_fit(run.engine, envs)
     run.begin()
 

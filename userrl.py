@@ -901,7 +901,7 @@ def eval_(s: Settings) -> None:
     user, policy = make_user(s), s.model
     if policy not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
     measure(run, policy, user, s.model)
@@ -938,7 +938,7 @@ def play(s: Settings) -> None:
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
         person = Person(env.system_prompt, input("you    ") or first)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)
         return

@@ -384,7 +384,7 @@ def test_a_moved_row_takes_its_prompt_along(policy):
     """A moved row kept the old row's prompt in the books: the next group copied somebody else's keys."""
     engine = grpo.Engine(*policy, rows=3, max_len=64)
     a, b = list(range(10, 30)), list(range(40, 60))
-    with torch.inference_mode(), engine.attending():
+    with torch.inference_mode(), grpo.attending(policy[0], "ragged"):
         for row, ids in enumerate((a, b)):
             assert engine.share(row, ids)
             want = engine.feed(np.array([row]), np.array([ids]), np.array([20]))
@@ -767,6 +767,75 @@ def test_micro_batches_do_not_change_the_gradient(fresh, trajs, options):
     echo = options.get("echo", 0.0)
     whole, one = (gradients(fresh[0], grpo.sft_step, trajs=some, echo=echo, micro_tokens=n)[0] for n in (10**6, 1))
     assert close(whole, one)
+
+
+def grouped(policy):
+    """Two groups of four that part within their first words, or never; one conversation of its own."""
+    model, tok = policy
+    rng, out = random.Random(1), []
+    for town in ("Oslo", "Lima"):
+        talk = [{"role": "system", "content": TEXTS[0]}, {"role": "user", "content": f"Find me a trip to {town}. " * 3}]
+        for i in range(4):
+            said = talk + [{"role": "assistant", "content": "[search] " + "flights " * (20 if i < 2 else 3 * i)}]
+            said += [{"role": "user", "content": rng.choice("abc") * 30}, {"role": "assistant", "content": "ok" * i}]
+            out.append(grpo.demo_trajectory(tok, said))
+    out += [copy.deepcopy(out[0]), grpo.text_trajectory(tok, "alone " * 40)]
+    for t in out:
+        t.logps = [-1.0 * m for m in t.mask]
+        t.turn_rewards = [0.0] * len(t.tokens)
+    return out
+
+
+def test_a_pack_by_hand(policy):
+    """Three conversations of 40, 36 and 20 tokens: two part at the 33rd, cut at 32; the third is on its own."""
+    trajs = [grpo.Trajectory(ids=ids, mask=[0] + [1] * (len(ids) - 1)) for ids in
+             ([*range(40)], [*range(33), 7, 7, 7], [9] * 20)]
+    pack = grpo.Pack(policy[0], trajs, [np.array([34, 39]), np.array([31]), np.array([0, 19])])
+    assert pack.ids.tolist() == [*range(40), 32, 7, 7, 7, *[9] * 20]
+    assert pack.at.tolist() == [*range(40), 32, 33, 34, 35, *range(20)]
+    assert [p.tolist() for p in pack.place] == [[*range(40)], [*range(32), *range(40, 44)], [*range(44, 64)]]
+    assert pack.sizes == [32, 8, 4, 20] and pack.ways == [[0], [0, 1], [0, 2], [3]]
+    assert pack.rows.tolist() == [31, 34, 39, 44, 63] and pack.counts == [1, 2, 0, 2]
+    # four query heads share two of keys: each row twice, and it sees itself and what comes before
+    assert [m.sum(-1).flatten().tolist() for m in pack.masks] == [[32, 32], [35, 40, 35, 40], [], [1, 20, 1, 20]]
+
+
+@pytest.mark.parametrize("echo", [0.0, 0.5])
+@pytest.mark.parametrize("micro_tokens", [200, 10**6])
+def test_shared_beginnings_are_computed_once_and_change_nothing(policy, fresh, micro_tokens, echo):
+    """Eight copies of each prompt were two thirds of what an update computed. Against plain transformers, a
+    conversation at a time, spelled out; nothing is padded, and every log-prob is where it was."""
+    model, some = fresh[0], grouped(policy)
+    adv, n = advantages(some), []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, out: n.append(out.shape[:2].numel()))
+    grads, m = gradients(model, grpo.grpo_step, trajs=some, advantages=adv, echo=echo, micro_tokens=micro_tokens)
+    assert model.config._attn_implementation == "sdpa"
+    assert sum(n) < (0.6 if micro_tokens > 1000 else 1.01) * sum(len(t.ids) for t in some)
+    logps = grpo.token_logps(model, some, micro_tokens=micro_tokens)
+    model.zero_grad()
+    total, heard = sum(sum(t.mask) for t in some), sum(len(t.heard) for t in some)
+    for t, a, found in zip(some, adv, logps):
+        logp = model(torch.tensor([t.ids])).logits[0].log_softmax(-1)
+        own = {i: logp[i - 1, t.ids[i]] for i in range(1, len(t.ids))}
+        assert gap([found], [[own[i].item() if m else 0.0 for i, m in enumerate(t.mask)]]) < 1e-4
+        loss = -sum(torch.minimum((own[i] + 1).exp() * a[k], (own[i] + 1).exp().clamp(0.8, 1.2) * a[k])
+                    for i, k in enumerate(t.turn) if k >= 0) / total
+        (loss - echo * sum(own[i] for i in t.heard) / heard).backward()
+    assert close([p.grad for p in model.parameters()], grads, 1e-5)
+
+
+def test_models_that_cannot_be_packed_learn_from_padded_batches(policy, fresh):
+    """Windows, soft caps, or an attention that cannot be replaced: as before packs."""
+    model, some = fresh[0], grouped(policy)
+    packed, _ = gradients(model, grpo.sft_step, trajs=some, echo=0.5)
+    for name, value in (("attn_logit_softcapping", 50.0), ("layer_types", ["linear_attention"] * 2)):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(model.config, name, value, raising=False)
+            assert not grpo.packs(model, some)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(type(model), "_supports_attention_backend", False)
+        plain, _ = gradients(model, grpo.sft_step, trajs=some, echo=0.5, micro_tokens=700)
+    assert grpo.packs(model, some) and close(plain, packed)
 
 
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
