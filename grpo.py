@@ -298,9 +298,16 @@ def attending(model, how):
         model.set_attn_implementation(before)
 
 
-def tail_attention(query, key, value, scaling):
+def tail_mask(T, S, like):
+    """What the last T tokens of S see, for `tail_attention`: on a CPU made once for all layers, else known to the
+    kernels."""
+    if T == S or like.is_cuda:
+        return causal_lower_right(T, S)
+    return torch.full((T, S), -math.inf, dtype=like.dtype).triu_(S - T + 1)
+
+
+def tail_attention(query, key, value, mask, scaling):
     """Attention of a conversation's last T tokens over all S of it: [1, H, T, D] x [1, kv, S, D] -> [1, T, H, D]."""
-    mask = causal_lower_right(query.shape[2], key.shape[2])
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2)
 
@@ -309,13 +316,14 @@ def ragged_attention(module, query, key, value, attention_mask, scaling=None, ta
     """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
     so keys and values are read in place: repeating them per head would copy the whole cache at every step.
 
-    With `tails`, (row, new tokens, length) of some rows, the queries are the new tokens of one after the other."""
+    With `tails`, (row, its new tokens, its length, mask) each, the queries are the new tokens of one after the other.
+    """
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
     if tails:
-        parts = zip(query.split([count for _, count, _ in tails], 2), tails)
-        out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], scaling)
-               for q, (row, _, length) in parts]
+        parts = zip(query.split([count for _, count, *_ in tails], 2), tails)
+        out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], mask, scaling)
+               for q, (row, _, length, mask) in parts]
         return torch.cat(out, 1), None
     B, H, T, D = query.shape  # rows, query heads, new tokens, head size
     query = query.reshape(B, key.shape[1], -1, D)  # [B, kv, H/kv * T, D]
@@ -417,6 +425,7 @@ class Engine:
             real = new < count[:, None]
             ids, at, index = (self.tensor(x[real][None]) for x in (ids, at, np.broadcast_to(rows[:, None], at.shape)))
             tails = [(int(rows[b]), int(count[b]), int(self.length[rows[b]])) for b in live]
+            tails = [(row, new, length, tail_mask(new, length, self.kv)) for row, new, length in tails]
             hidden = self.forward(ids, at, (index, at, slice(None), longest), tails=tails)  # [1, N, hidden]
             last = hidden[0, self.tensor(count.cumsum()[live] - 1)]
         return self.model.get_output_embeddings()(last).float()  # [live, V]
@@ -846,9 +855,9 @@ class Pack:
     place     per conversation where its tokens stand, [its length]; ids, at: token and position of each place, [N]
     sizes     the row is cut into pieces where conversations part, and on a CPU after 128 tokens: what a piece sees is
               computed as a rectangle, whose unseen corner stays small (a GPU's kernels skip it by themselves)
-    ways      per piece the pieces that it sees, in order, itself the last
+    ways      per piece the pieces that it sees, in order, itself the last; masks for `tail_attention`
     rows      places whose hidden state is wanted, as [R]: the last layer attends only there
-    counts, masks       how many of them each piece has, and what they see, [1, 1, count, size of the way]
+    counts, last_masks  how many of them each piece has, and what they see, [1, 1, count, size of the way]
     """
 
     def __init__(self, model, trajs, wanted):
@@ -866,12 +875,15 @@ class Pack:
         rows = np.unique(np.concatenate([place[w] for place, w in zip(self.place, wanted)]))
         owner = np.searchsorted(starts, rows, "right") - 1
         self.counts = np.bincount(owner, minlength=len(starts)).tolist()
-        self.rows, self.masks = torch.from_numpy(rows).to(device), []
+        self.rows, self.last_masks = torch.from_numpy(rows).to(device), []
         heads = model.config.num_attention_heads
         kv = getattr(model.config, "num_key_value_heads", None) or heads
-        for at, way in zip(np.split(self.at[rows], np.cumsum(self.counts)), self.ways):
-            sees = np.arange(sum(self.sizes[piece] for piece in way)) <= np.tile(at, heads // kv)[:, None]
-            self.masks.append(torch.from_numpy(sees).to(device)[None, None])
+        seen = [sum(self.sizes[piece] for piece in way) for way in self.ways]
+        like = torch.empty(0, dtype=model.dtype, device=device)
+        self.masks = [tail_mask(size, S, like) for size, S in zip(self.sizes, seen)]
+        for at, S in zip(np.split(self.at[rows], np.cumsum(self.counts)), seen):
+            sees = np.arange(S) <= np.tile(at, heads // kv)[:, None]
+            self.last_masks.append(torch.from_numpy(sees).to(device)[None, None])
 
     def cut(self, n, most):
         """Find the pieces, of at most `most` tokens; returns where they start, [pieces]."""
@@ -895,12 +907,12 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
     last = getattr(module, "layer_idx", None) == module.config.num_hidden_layers - 1
     keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
     queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
-    for q, way, mask in zip(queries, pack.ways, pack.masks):
+    for q, way, mask in zip(queries, pack.ways, pack.last_masks if last else pack.masks):
         if not q.shape[2]:
             continue
         k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
         out.append(ragged_attention(module, q, k, v, mask, scaling, **kwargs)[0] if last else
-                   tail_attention(q, k, v, scaling))
+                   tail_attention(q, k, v, mask, scaling))
     out = torch.cat(out, 1)  # [1, N or R, H, D]
     if last:
         whole = out.new_zeros(1, query.shape[2], *out.shape[2:])
@@ -1501,7 +1513,7 @@ class RunSettings:
     workers: int = 2            # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"         # "tiny" (made here, from scratch), a run or checkpoint folder, a name, MODULE:FUNCTION
     device: str = ""            # empty: cuda if there is one, else cpu
-    micro_tokens: int = 2048    # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
+    micro_tokens: int = 2048    # tokens per forward pass in training, a shared beginning once: 2048 suits a CPU, 16384 a GPU
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about

@@ -363,6 +363,51 @@ def test_rows_do_not_change_what_is_said(policy, trajs, rows):
     assert gap([t.logps for t in other], [t.logps for t in trajs]) < 1e-4
 
 
+@pytest.mark.parametrize("rows", [2, 3, 9])
+def test_captured_steps_say_the_same(policy, trajs, monkeypatch, rows):
+    """All of a decode step on a GPU but the capture: fixed numbers of rows and lengths, inputs that stay where they
+    are, rows that are in no conversation. They once wrote into the beginning of conversations yet to come."""
+    steps, runs = [], []
+
+    def captured(step, pool):
+        steps.append(step)
+
+        def graph():
+            runs.append(step)
+            step()
+        return graph, None
+
+    monkeypatch.setattr(grpo, "captured", captured)
+    engine = grpo.Engine(*policy, rows=rows, max_len=512)
+    assert not engine.graphs, "on a CPU there are none"
+    engine.graphs, engine.logits = True, torch.zeros(rows, 300)
+    for _ in range(2):
+        out = grpo.rollout(engine, [Env(i, 1 + i % 4) for i in range(9)], max_new_tokens=8)
+        assert [t.ids for t in out] == [t.ids for t in trajs]
+        assert gap([t.logps for t in out], [t.logps for t in trajs]) < 1e-4
+    assert set(engine.steps) <= {(n, L) for n in (1, 2, 4, 8, rows) for L in (256, 512)}
+    assert len(steps) == len(engine.steps) < 9 and len(runs) > 50
+
+
+def test_appends_of_any_length_are_fed_without_padding(policy):
+    """A reply of three tokens was computed as long as its longest neighbour's: 43 % of what was fed was padding."""
+    engine, n, rng = grpo.Engine(*policy, rows=4, max_len=64), [], np.random.default_rng(0)
+    embed = policy[0].model.embed_tokens
+    count_tokens = embed.register_forward_hook(lambda module, args, out: n.append(out[..., 0].numel()))
+    said = [rng.integers(3, 299, size).tolist() for size in (9, 30, 2)]
+    rows = np.array([3, 0, 2])
+    with torch.inference_mode(), grpo.attending(policy[0], "ragged"):
+        for cut in (slice(0, 1), slice(1, 2), slice(2, None)):
+            parts = [ids[cut] for ids in said]
+            count = np.array([len(ids) for ids in parts])
+            logits = engine.feed(rows, grpo.padded(parts), count)
+            assert n.pop() == count.sum() and len(logits) == (count > 0).sum() and not n
+    count_tokens.remove()
+    with torch.no_grad():
+        want = [policy[0](torch.tensor([ids])).logits[0, -1] for ids in said[:2]]
+    assert torch.allclose(logits, torch.stack(want), atol=1e-4) and engine.length.tolist() == [30, 0, 2, 9]
+
+
 def test_waiting_rows_ride_along_unchanged(policy):
     """With many rows a few wait while the others decode; a waiting row must neither sample nor move on."""
     class Terse(grpo.Engine):
@@ -797,7 +842,7 @@ def test_a_pack_by_hand(policy):
     assert pack.sizes == [32, 8, 4, 20] and pack.ways == [[0], [0, 1], [0, 2], [3]]
     assert pack.rows.tolist() == [31, 34, 39, 44, 63] and pack.counts == [1, 2, 0, 2]
     # four query heads share two of keys: each row twice, and it sees itself and what comes before
-    assert [m.sum(-1).flatten().tolist() for m in pack.masks] == [[32, 32], [35, 40, 35, 40], [], [1, 20, 1, 20]]
+    assert [m.sum(-1).flatten().tolist() for m in pack.last_masks] == [[32, 32], [35, 40, 35, 40], [], [1, 20, 1, 20]]
 
 
 @pytest.mark.parametrize("echo", [0.0, 0.5])
