@@ -17,6 +17,7 @@ decoding, LoRA, sliding-window and linear-attention models (refused, not mishand
 gradients, and for bf16 checkpoints float32 master weights, because a step of 1e-6 rounds to nothing in bf16.
 
     python grpo.py             self-checks, then a benchmark against transformers' generate  (--quick: smaller)
+    python grpo.py --shape=0.6B   decode steps on a GPU against its memory bandwidth  (also 1.7B, 4B, tiny)
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ if "GRPO_PIPE" in os.environ:                                           # the fi
 # a decode step 30 times slower. Read when torch is first imported; set the variable to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import fcntl
@@ -964,10 +967,12 @@ def logps_at(model, hidden, target, temperature):
     head = model.get_output_embeddings()
 
     def chunk_logps(h, y):
-        logits = head(h).float() / temperature  # [n, V]
+        logits = head(h).float()  # [n, V]
+        if temperature != 1:
+            logits = logits / temperature
         return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
 
-    size = max(1, (1 << 26) // model.config.vocab_size)
+    size = max(1, (1 << 24) // model.config.vocab_size)
     chunks = list(zip(hidden.split(size), target.split(size)))
     if len(chunks) > 1 and torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, y, use_reentrant=False) for h, y in chunks])
@@ -1513,7 +1518,7 @@ class RunSettings:
     workers: int = 2            # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"         # "tiny" (made here, from scratch), a run or checkpoint folder, a name, MODULE:FUNCTION
     device: str = ""            # empty: cuda if there is one, else cpu
-    micro_tokens: int = 2048    # tokens per forward pass in training, a shared beginning once: 2048 suits a CPU, 16384 a GPU
+    micro_tokens: int = 2048    # tokens per forward pass in training, shared ones once: 2048 suits a CPU, 16384 a GPU
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about
@@ -2084,9 +2089,19 @@ class DummyEnv:
         return ["Well, since you ask me about it:"] * len(queries)
 
 
-def plain_rollout(model, tokenizer, trajs, new, clock):
+class LateEnv(DummyEnv):
+    """Its user takes a second to reply."""
+    slow = True
+
+    def answer(self, queries):
+        time.sleep(1)
+        return super().answer(queries)
+
+
+def plain_rollout(model, tokenizer, trajs, new, seconds):
     """The same conversations by transformers' generate: every turn re-encodes the whole history of all of them in
-    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs."""
+    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs in the
+    last turn, and appends each turn's seconds."""
     pad, turns = tokenizer.pad_token_id, len(trajs[0].turn_rewards)
     starts = [[t.turn.index(k) for k in range(turns)] + [len(t.ids)] for t in trajs]
     said = [t.ids[:at[0]] for t, at in zip(trajs, starts)]
@@ -2098,7 +2113,7 @@ def plain_rollout(model, tokenizer, trajs, new, clock):
         out = model.generate(input_ids=ids, attention_mask=real, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                              max_new_tokens=new, eos_token_id=None, pad_token_id=pad,
                              return_dict_in_generate=True, output_logits=k == turns - 1)
-        clock["generate"] += time.perf_counter() - tick
+        seconds.append(time.perf_counter() - tick)
         sampled = out.sequences[:, width:]  # [B, new]
         for s, row, t, at in zip(said, sampled.tolist(), trajs, starts):
             s += row + t.ids[at[k] + new:at[k + 1]]
@@ -2111,52 +2126,212 @@ def largest_gap(a, b):
     return max(abs(x - y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-def main(quick):
-    talks, turns, new = (16, 4, 16) if quick else (64, 8, 20)
-    with open(__file__) as f:
-        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
-          f"x {turns} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+def play(engine, talks, turns, new, kind=DummyEnv):
+    """(Trajectories, seconds by part) of groups of eight. Here no turn ends by itself: all sides do the same work."""
+    engine.stop, clock = -1, {}
+    return rollout(engine, [kind(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock), clock
 
-    def play(rows, talks, turns, new, clock=None):
-        """Groups of eight. Here no turn ends by itself, so that all sides do the same work."""
-        engine = Engine(model, tokenizer, rows=rows, max_len=1024)
-        engine.stop = -1
-        return rollout(engine, [DummyEnv(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock)
 
-    play(4, 4, 1, 4)  # warm-up
-    ours, plain = {}, {"generate": 0}
-    trajs = play(talks, talks, turns, new, ours)
-    logps = [t.logps for t in trajs]
-    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, plain)
+def spent(clock):
+    """Seconds of a rollout."""
+    return sum(clock[key] for key in ("prefill", "decode", "user", "other"))
+
+
+def median_seconds(work, times=5):
+    """Median seconds of a call, after one to warm up; a GPU has then done its work."""
+    found = []
+    for _ in range(times + 1):
+        tick = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - tick)
+    return sorted(found[1:])[times // 2]
+
+
+def turn_seconds(engine, rows, length, heard=0, new=20):
+    """Seconds of a turn of some rows whose caches hold `length` tokens: `heard` are appended, `new` sampled."""
+    index, ones, uniform = np.arange(rows), np.ones(rows, np.int64), np.full(rows, 0.5)
+
+    def turn():
+        engine.length[:] = length
+        with torch.inference_mode(), attending(engine.model, "ragged"):
+            if heard:
+                engine.feed(index, np.ones((rows, heard), np.int64), heard * ones)
+            for _ in range(new):
+                engine.sample(engine.feed(index, ones[:, None], ones), uniform)
+    return median_seconds(turn)
+
+
+def floor_seconds(engine, rows, length):
+    """Seconds of the matrix products and the attention of a decode step, without all that is between them."""
+    weights = [(m.weight, torch.ones(rows, m.in_features, dtype=m.weight.dtype, device=m.weight.device))
+               for m in engine.model.modules() if isinstance(m, torch.nn.Linear)]
+    config = engine.model.config
+    keys, values = engine.kv[:, :, :rows, :, :length]
+    shape = rows, keys.shape[2], config.num_attention_heads // keys.shape[2], keys.shape[-1]
+    query = torch.ones(shape, dtype=keys.dtype, device=keys.device)
+    mask = torch.zeros(rows, 1, 1, length, dtype=keys.dtype, device=keys.device)
+
+    def step():
+        with torch.inference_mode():
+            for weight, x in weights:
+                F.linear(x, weight)
+            for k, v in zip(keys, values):
+                F.scaled_dot_product_attention(query, k, v, attn_mask=mask)
+    return median_seconds(step, 25)
+
+
+def memory_of_log_probs(tokens=1024, words=151_936):
+    """(ours, naive: peak bytes of log-probs and their gradient; largest gap between the gradients over its largest).
+
+    To be called first: the peak of a process only rises, and the naive way's is the higher.
+    """
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, words, bias=False)
+    model = torch.nn.Module()
+    model.config, model.get_output_embeddings = argparse.Namespace(vocab_size=words), lambda: head
+    target, hidden = torch.randint(words, (tokens,)), torch.randn(tokens, 64)
+
+    def naive(h):
+        return head(h).float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
+
+    def ours(h):
+        return logps_at(model, h, target, 1.0)
+
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    grads, peaks = [], [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    for log_probs in (ours, naive):
+        head.weight.grad, h = None, hidden.clone().requires_grad_()
+        log_probs(h).mean().backward()
+        grads.append(h.grad)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    gap = (grads[0] - grads[1]).abs().max() / grads[1].abs().max()
+    return (peaks[1] - peaks[0]) * 1024, (peaks[2] - peaks[0]) * 1024, float(gap)
+
+
+def self_checks(model, tokenizer, trajs, new):
+    """Largest deviations between two ways to the same numbers."""
+    talks, turns, logps = len(trajs), len(trajs[0].turn_rewards), [t.logps for t in trajs]
     print("self-checks (largest deviation)")
     text = trajs[0].messages[:-1]
     whole = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
     print("  pieces = chat template        ", "yes" if demo_trajectory(tokenizer, text).ids == whole[:-1] else "NO")
     print(f"  cached = uncached              {largest_gap(logps, token_logps(model, trajs)):.1e}")
-    some = play(3, 5, turns, new)
+    some, _ = play(Engine(model, tokenizer, rows=3, max_len=2048), 5, turns, new)
     differ = "" if all(a.ids == b.ids for a, b in zip(some, trajs)) else ", tokens DIFFER"
     print(f"  {talks} rows = 3 rows               {largest_gap([t.logps for t in some], logps[:5]):.1e}{differ}")
-    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
-    last = [[x for x, k in zip(m, t.turn) if k == turns - 1] for m, t in zip(mine, trajs)]
-    print(f"  ours = generate's own          {largest_gap(last, plain_logps.tolist()):.1e}")
     weights, norms = {k: v.clone() for k, v in model.state_dict().items()}, []
     advantages = [[(-1.0) ** (i + k) for k in range(turns)] for i in range(8)]
     for micro_tokens in (1 << 20, 4 * len(trajs[0].ids), 1):
         model.load_state_dict(weights)
         m = grpo_step(model, make_optimizer(model, 1e-3), trajs[:8], advantages, lr=1e-3, micro_tokens=micro_tokens)
         norms.append(m["grad_norm"])
+    model.load_state_dict(weights)
     print(f"  first ratio = 1                {abs(m['ratio_max'] - 1):.1e}")
     print(f"  1 = 2 = 8 micro-batches        {(max(norms) - min(norms)) / max(norms):.1e} of the gradient norm\n")
-    parts = {k: ours[k] for k in ("prefill", "decode", "user", "other")}
-    seconds, sampled = sum(parts.values()), ours["sampled"]
-    print("rollout benchmark")
-    print(f"  generate, whole history again  {sampled / plain['generate']:8.0f} tokens/s  {plain['generate']:6.2f} s")
-    print(f"  this engine                    {sampled / seconds:8.0f} tokens/s  {seconds:6.2f} s  ",
-          ", ".join(f"{k} {v:.2f}" for k, v in parts.items()))
-    print(f"  ratio                          {plain['generate'] / seconds:8.1f}  ",
-          f"({sampled} sampled, {ours['prompt']} prompt tokens computed, {ours['copied']} copied)")
+
+
+def compare_with_generate(engine, talks, new, all_turns):
+    """Our rollouts against generate's, up to the same turn of the same conversations; returns ours."""
+    model, tokenizer, seconds = engine.model, engine.tokenizer, []
+    trajs, _ = play(engine, talks, all_turns[-1], new)
+    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, seconds)
+    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
+    last = [[x for x, k in zip(m, t.turn) if k == all_turns[-1] - 1] for m, t in zip(mine, trajs)]
+    print(f"ours = generate's own            {largest_gap(last, plain_logps.tolist()):.1e}\n")
+    print("rollout benchmark                   turns    tokens/s   generate's    ratio")
+    for turns in all_turns:
+        clocks = [play(engine, talks, turns, new)[1] for _ in range(3)]
+        clock = sorted(clocks, key=spent)[1]
+        plain = sum(seconds[:turns])
+        print(f"{turns:41}{clock['sampled'] / spent(clock):12.0f}{clock['sampled'] / plain:13.0f}"
+              f"{plain / spent(clock):9.1f}   " + ", ".join(f"{k} {clock[k]:.2f}" for k in ("prefill", "decode")))
+    return trajs
+
+
+def main(argv):
+    quick = "--quick" in argv
+    shape = next((arg.removeprefix("--shape=") for arg in argv if arg.startswith("--shape=")), "")
+    if shape:
+        return roofline(shape)
+    talks, all_turns, new = (16, (2, 4), 16) if quick else (64, (4, 8, 16), 20)
+    ours, naive, gap = memory_of_log_probs(512 if quick else 1024)
+    with open(__file__) as f:
+        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
+          f"x {all_turns[-1]} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+    engine = Engine(model, tokenizer, rows=talks, max_len=2048)
+    play(engine, 4, 1, 4)  # warm-up
+    self_checks(model, tokenizer, play(engine, talks, all_turns[0], new)[0], new)
+    trajs = compare_with_generate(engine, talks, new, all_turns)
+    # the turns that are compared, their context before, and what is heard before each
+    few, many = all_turns[0], all_turns[-1]
+    start = [[t.turn.index(k - 1) for k in (few, many)] for t in trajs]
+    short, long = (int(np.mean(column)) for column in zip(*start))
+    heard = (long - short) // (many - few) - new
+    late_turn, early_turn = (turn_seconds(engine, talks, n - heard, heard, new) for n in (long, short))
+    cost = late_turn / early_turn
+    print(f"\na token of turn {many} costs {cost:.1f} of turn {few}'s; its context is {long / short:.1f} times as long")
+    floor = floor_seconds(engine, talks, short)
+    step = turn_seconds(engine, talks, short) / 20
+    print(f"a decode step of {talks} rows at {short} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its floor "
+          f"of matrix products and attention")
+    turns = 2 if quick else 8
+    _, late = play(engine, talks, turns, new, LateEnv)
+    alone, work = play(engine, 1, turns, new)[1], play(engine, talks, turns, new)[1]
+    bound = max(turns + spent(alone), spent(work))
+    print(f"a user who takes 1 s, {talks} x {turns} turns: {spent(late):.1f} s, {spent(late) / bound:.2f} times the "
+          "bound of waiting or working alone")
+    print(f"log-probs over 151,936 words, with gradient: {ours / 2**20:.0f} MB, the naive way {naive / 2**20:.0f} MB "
+          f"({ours / naive:.2f}); gradients differ by {gap:.0e}")
+
+
+SHAPES = {"tiny": (128, 3, 4, 2, 32, 256, 2048), "0.6B": (1024, 28, 16, 8, 128, 3072, 151_936),
+          "1.7B": (2048, 28, 16, 8, 128, 6144, 151_936), "4B": (2560, 36, 32, 8, 128, 9728, 151_936)}
+
+
+def roofline(shape, length=512):
+    """Decode steps of a Qwen3 shape with random weights: tokens/s, and the share of the time that reading weights and
+    cache once takes at the bandwidth of a large copy; then, that CUDA graphs change nothing and survive an update."""
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    if shape not in SHAPES or (on == "cpu" and shape != "tiny"):
+        sys.exit(f"grpo.py: --shape is one of {', '.join(SHAPES)}" + ("; on a CPU, tiny" if on == "cpu" else ""))
+    hidden, layers, heads, kv, size, ffn, words = SHAPES[shape]
+    config = Qwen3Config(vocab_size=words, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+                         num_key_value_heads=kv, head_dim=size, intermediate_size=ffn, tie_word_embeddings=True)
+    small, tokenizer = tiny_policy([__doc__])
+    with torch.device(on):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on == "cuda" else torch.float32).eval()
+    block = torch.zeros(1 << 28 if on == "cuda" else 1 << 24, device=on)
+    bandwidth = 8 * block.numel() / median_seconds(block.clone)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"{shape}: {weights / 1e9:.2f} GB of weights, {bandwidth / 1e9:.0f} GB/s, {length} tokens of context, "
+          f"{torch.cuda.get_device_name() if on == 'cuda' else 'CPU'}")
+    print("rows     tokens/s   of the roofline   without graphs")
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        both = []
+        for graphs in (True, False):
+            engine = Engine(model, tokenizer, rows=rows, max_len=2 * length, graphs=graphs)
+            both.append(turn_seconds(engine, rows, length - 20) / 20)
+            cache = engine.kv.numel() * engine.kv.element_size() * length / engine.kv.shape[-2]
+        seconds = [(weights + cache) / bandwidth / step for step in both]
+        print(f"{rows:4}{rows / both[0]:13.0f}{100 * seconds[0]:16.0f} %{100 * seconds[1]:14.0f} %", flush=True)
+    small.to(on)
+    played = []
+    for graphs in (True, False):
+        engine = Engine(small, tokenizer, rows=8, max_len=1024, graphs=graphs)
+        played.append(play(engine, 8, 3, 16)[0])
+        if graphs:
+            model = copy.deepcopy(small.state_dict())
+            grpo_step(small, make_optimizer(small, 1e-3), played[0], [[1.0] * 3] * 8, lr=1e-3)
+            after = play(engine, 8, 3, 16)[0]
+            gap = largest_gap([t.logps for t in after], token_logps(small, after))
+            small.load_state_dict(model)
+    same = all(a.ids == b.ids for a, b in zip(*played))
+    print(f"graphs on = off: {'the same tokens' if same else 'tokens DIFFER'}; cached = uncached after an update: "
+          f"{gap:.1e}")
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main(sys.argv[1:])
