@@ -290,6 +290,12 @@ def check_attention(config, length):
         raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
 
 
+def check_extras(kwargs):
+    """PolicyError if a layer asks its attention for more than products and a softmax."""
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+
+
 @contextlib.contextmanager
 def attending(model, how):
     """The model attends through the function registered by that name here, and as before afterwards."""
@@ -302,11 +308,10 @@ def attending(model, how):
 
 
 def tail_mask(T, S, like):
-    """What the last T tokens of S see, for `tail_attention`: on a CPU made once for all layers, else known to the
-    kernels."""
+    """What the last T tokens of S see, for `tail_attention`: known to a GPU's kernels, else made once for all layers."""
     if T == S or like.is_cuda:
         return causal_lower_right(T, S)
-    return torch.full((T, S), -math.inf, dtype=like.dtype).triu_(S - T + 1)
+    return torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device).triu_(S - T + 1)
 
 
 def tail_attention(query, key, value, mask, scaling):
@@ -321,8 +326,7 @@ def ragged_attention(module, query, key, value, attention_mask, scaling=None, ta
 
     With `tails`, (row, its new tokens, its length, mask) each, the queries are the new tokens of one after the other.
     """
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+    check_extras(kwargs)
     if tails:
         parts = zip(query.split([count for _, count, *_ in tails], 2), tails)
         out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], mask, scaling)
@@ -820,27 +824,26 @@ def packs(model, trajs):
     return getattr(model, "_supports_attention_backend", False) and not capped
 
 
+@contextlib.contextmanager
 def micro_batches(model, trajs, budget):
-    """Yields indices of the trajectories that train something, in batches of at most `budget` tokens, those of a `Pack`
-    or padded ones; the model attends accordingly until the last is dealt with."""
+    """Indices of the trajectories that train something, in batches of at most `budget` tokens, those of a `Pack` or
+    padded ones; meanwhile the model attends accordingly."""
     some = [i for i, t in enumerate(trajs) if any(t.mask)]
     if not packs(model, trajs):
-        for batch in batches([len(trajs[i].ids) for i in some], budget):
-            yield [some[k] for k in batch]
+        yield [[some[k] for k in batch] for batch in batches([len(trajs[i].ids) for i in some], budget)]
         return
-    batch, used, last = [], 0, []
+    out, used, last = [], 0, []
+    # sorted, those that begin alike are neighbours
+    for i in sorted(some, key=lambda i: trajs[i].ids):
+        ids = trajs[i].ids
+        used += len(ids) - shared(last, ids)
+        if not out or used > budget:
+            out.append([])
+            used = len(ids)
+        out[-1].append(i)
+        last = ids
     with attending(model, "packed"):
-        # sorted, those that begin alike are neighbours
-        for i in sorted(some, key=lambda i: trajs[i].ids):
-            ids = trajs[i].ids
-            new = len(ids) - shared(last, ids)
-            if batch and used + new > budget:
-                yield batch
-                batch, used, new = [], 0, len(ids)
-            batch.append(i)
-            used, last = used + new, ids
-        if batch:
-            yield batch
+        yield out
 
 
 def shared(a, b):
@@ -859,7 +862,7 @@ class Pack:
     sizes     the row is cut into pieces where conversations part, and on a CPU after 128 tokens: what a piece sees is
               computed as a rectangle, whose unseen corner stays small (a GPU's kernels skip it by themselves)
     ways      per piece the pieces that it sees, in order, itself the last; masks for `tail_attention`
-    rows      places whose hidden state is wanted, as [R]: the last layer attends only there
+    rows      places whose hidden state is wanted, as [R]: last_layer attends only there
     counts, last_masks  how many of them each piece has, and what they see, [1, 1, count, size of the way]
     """
 
@@ -879,6 +882,7 @@ class Pack:
         owner = np.searchsorted(starts, rows, "right") - 1
         self.counts = np.bincount(owner, minlength=len(starts)).tolist()
         self.rows, self.last_masks = torch.from_numpy(rows).to(device), []
+        self.last_layer = model.config.num_hidden_layers - 1
         heads = model.config.num_attention_heads
         kv = getattr(model.config, "num_key_value_heads", None) or heads
         seen = [sum(self.sizes[piece] for piece in way) for way in self.ways]
@@ -907,14 +911,15 @@ class Pack:
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, **kwargs):
     """Attention of a `Pack`, piece by piece: each sees its way alone."""
-    last = getattr(module, "layer_idx", None) == module.config.num_hidden_layers - 1
+    check_extras(kwargs)
+    last = getattr(module, "layer_idx", None) == pack.last_layer
     keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
     queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
     for q, way, mask in zip(queries, pack.ways, pack.last_masks if last else pack.masks):
         if not q.shape[2]:
             continue
         k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
-        out.append(ragged_attention(module, q, k, v, mask, scaling, **kwargs)[0] if last else
+        out.append(ragged_attention(module, q, k, v, mask, scaling)[0] if last else
                    tail_attention(q, k, v, mask, scaling))
     out = torch.cat(out, 1)  # [1, N or R, H, D]
     if last:
@@ -983,8 +988,8 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     """Per trajectory the log-prob of every token, parallel to `ids` (0.0 where the mask is 0), without gradients:
     reference log-probs for the KL term, and the check that trainer and sampler agree."""
     out = [[0.0] * len(t.ids) for t in trajs]
-    with torch.inference_mode():
-        for batch in micro_batches(model, trajs, micro_tokens):
+    with torch.inference_mode(), micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
             said, _ = said_and_heard(model, [trajs[i] for i in batch], temperature)
             values = iter(said.tolist())
             for i in batch:
@@ -1251,12 +1256,13 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     model.zero_grad(set_to_none=True)
     loss, sums, largest = 0.0, {}, 0.0
     assert trajs or world() > 1, "no trajectory to learn from"  # another process may have some
-    for batch in micro_batches(model, trajs, micro_tokens):
-        part, stats, top = micro_loss(batch)
-        part.backward()
-        loss += part.detach()
-        sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
-        largest = max(largest, top)
+    with micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
+            part, stats, top = micro_loss(batch)
+            part.backward()
+            loss += part.detach()
+            sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
+            largest = max(largest, top)
     norm = optimizer.clip(max_grad_norm)
     names = sorted(set().union(*gather(sorted(sums))))  # a process may have had nothing to do
     loss, *totals = summed([float(loss), *(float(sums.get(k, 0.0)) for k in names)])

@@ -881,6 +881,13 @@ def test_models_that_cannot_be_packed_learn_from_padded_batches(policy, fresh):
         m.setattr(type(model), "_supports_attention_backend", False)
         plain, _ = gradients(model, grpo.sft_step, trajs=some, echo=0.5, micro_tokens=700)
     assert grpo.packs(model, some) and close(plain, packed)
+    # a step that fails leaves the model as it was
+    def failing(batch):
+        raise KeyError(batch[0])
+
+    with pytest.raises(KeyError):
+        grpo.optimise(model, grpo.make_optimizer(model, 1.0), some, failing, 1.0, 700, 1.0)
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
