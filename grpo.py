@@ -308,7 +308,7 @@ def attending(model, how):
 
 
 def tail_mask(T, S, like):
-    """What the last T tokens of S see, for `tail_attention`: known to a GPU's kernels, else made once for all layers."""
+    """What the last T tokens of S see, for `tail_attention`: a GPU's kernels know it, else made once for all layers."""
     if T == S or like.is_cuda:
         return causal_lower_right(T, S)
     return torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device).triu_(S - T + 1)
@@ -883,13 +883,11 @@ class Pack:
         self.counts = np.bincount(owner, minlength=len(starts)).tolist()
         self.rows, self.last_masks = torch.from_numpy(rows).to(device), []
         self.last_layer = model.config.num_hidden_layers - 1
-        heads = model.config.num_attention_heads
-        kv = getattr(model.config, "num_key_value_heads", None) or heads
         seen = [sum(self.sizes[piece] for piece in way) for way in self.ways]
         like = torch.empty(0, dtype=model.dtype, device=device)
         self.masks = [tail_mask(size, S, like) for size, S in zip(self.sizes, seen)]
         for at, S in zip(np.split(self.at[rows], np.cumsum(self.counts)), seen):
-            sees = np.arange(S) <= np.tile(at, heads // kv)[:, None]
+            sees = np.arange(S) <= at[:, None]
             self.last_masks.append(torch.from_numpy(sees).to(device)[None, None])
 
     def cut(self, n, most):
@@ -919,8 +917,11 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
         if not q.shape[2]:
             continue
         k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
-        out.append(ragged_attention(module, q, k, v, mask, scaling)[0] if last else
-                   tail_attention(q, k, v, mask, scaling))
+        if last:
+            mask = mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
+            out.append(ragged_attention(module, q, k, v, mask, scaling)[0])
+        else:
+            out.append(tail_attention(q, k, v, mask, scaling))
     out = torch.cat(out, 1)  # [1, N or R, H, D]
     if last:
         whole = out.new_zeros(1, query.shape[2], *out.shape[2:])
