@@ -54,7 +54,6 @@ class Settings(grpo.RunSettings):
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
-    micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
@@ -1516,7 +1515,7 @@ def eval_(s: Settings) -> None:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
     elif policy not in SCRIPTED and label not in run.evals:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
     try:
@@ -1563,7 +1562,7 @@ def play(s: Settings) -> None:
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
         person = Person(env.system_prompt, input("you    ") or first, env.tools)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)
         return
