@@ -6,6 +6,7 @@
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3     every combination, and a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
@@ -15,7 +16,10 @@ reference/ (the policy that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
-On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
+A study (`ablate`) is a folder of runs, runs/<study>/<cell>-s<seed>/, with study.json (its plan, and what its runs
+measured) and table.txt.
+
+On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
 and learns and what a run is; this file which tasks are demonstrated, trained on and measured, and what is printed.
 """
@@ -25,12 +29,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
+import re
+import signal
 import sys
 import time
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 
 import grpo                             # before torch: it sets how torch's threads wait
 import envs
@@ -90,19 +98,32 @@ class Settings(grpo.RunSettings):
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
+    # studies
+    study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
+    grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
+    tests: str = ""                 # ablate: a grid, too: what each trained policy is evaluated with, beside its own
+    seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
+    jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                "aggregate": ("token", "sequence", "constant")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
-             "max_turns": 1, "val_tasks": 1}
-    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
+             "max_turns": 1, "val_tasks": 1, "seeds": 1}
+    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
     @classmethod
     def preset(cls, values: dict) -> dict:
-        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
+
+        A --study fixes settings; what is typed counts more.
+        """
+        if (study := values.get("study")) and study not in STUDIES:
+            raise ValueError(f"--study is one of {', '.join(STUDIES)}, not {study!r}")
+        if study:
+            values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
@@ -862,7 +883,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         learn(run, phases)
     except grpo.Stop:
         print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
-              f"    python userrl.py {command} --name={run.path.name} --resume=True")
+              f"    python userrl.py {command} --name={run.path.relative_to('runs')} --resume=True")
         raise
     print_table(run.evals)
     if "best" in (val := run.state.get("val", {})):
@@ -952,10 +973,481 @@ def play(s: Settings) -> None:
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
+# ---------------------------------------------------------------------------------------------- studies
+
+# What can be asked in one command.  grid: the cells, each trained on every seed from the same cold start; fixed: other
+# settings, unless typed; tests: with what each policy is evaluated, beside its own held-out tasks; show: further
+# numbers of the tables (`numbers` has them all).  "NAME: " before a grid names its cells, "+" is a comma in a value,
+# "50%" half of what is set; {name} is the study's folder, and a grid with {user} waits for a --user.
+STUDIES = {
+    "credit": {
+        "question": "Which credit for a turn, and which score for a conversation?",
+        "fixed": {"gamma": 0.8, "normalize": "std"},
+        "grid": "turn=naive,equalized,r2g,em; trajectory=sum,mean,r2g; combine=scale | combine=shift,loo",
+        "show": "success turns"},
+    "coldstart": {
+        "question": "Does RL learn without a cold start (SFT), and from half of one?",
+        "grid": "sft_steps=0%,50%,100%",
+        "show": "success turns"},
+    "user": {
+        "question": "Which user to train with, for users it will meet?",
+        "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
+                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}"},
+    "efficiency": {
+        "question": "Does a discount make it quicker, and at what price?",
+        "grid": "gamma=1,0.95,0.8",
+        "show": "turns effective_turns time_weighted"},
+    "userbench": {
+        "question": "Travel: one choice or several, preferences spread or concentrated, how many turns, how many tries?",
+        "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
+        "grid": "travel: gyms=travel",
+        "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
+                 "concentrated: choice=single,multi; tier=44; max_turns=8,16,24; samples=4 | "
+                 "tier: choice=multi; tier=22,2222,33,233,333,44,334,444; samples=4",
+        "show": "pass@1 pass@4 best@4 score active"},
+    "transfer": {
+        "question": "Trained on UserRL's five gyms, what is earned in the three it never trained on?",
+        "fixed": {"gyms": "all", "hold_out": "intention,telepathy,search"},
+        "grid": "five: mixture=equal",
+        "show": "travel turtle function tau persuade intention telepathy search"},
+}
+# Settings that the cold start depends on; cells that differ in others alone share one.
+COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
+    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+OF_STUDIES = set("name resume minutes study grid tests seeds jobs".split())    # not of a study's runs
+
+
+def typed(s: Settings) -> list[str]:
+    """The settings of a run as one would type them."""
+    kept = [each for each in fields(s) if each.name not in OF_STUDIES and getattr(s, each.name) != each.default]
+    return [f"--{each.name}={getattr(s, each.name)}" for each in kept]
+
+
+def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]:
+    """The cells of a grid, name -> {setting: value as typed}; ValueError for what is no grid."""
+    cells: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, text.split("|"))):
+        label, colon, axes = part.partition(": ")
+        if not colon:
+            label, axes = "", part
+        values = {}
+        for axis in filter(None, map(str.strip, axes.split(";"))):
+            key, equals, several = axis.partition("=")
+            key = Settings.ALSO.get(key, key)
+            if not equals:
+                raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
+            if key in OF_STUDIES | {"seed", "workers"}:
+                raise ValueError(f"--{option}: {key} is of the whole study")
+            values[key] = [meant(s, key, value.strip()) for value in several.split(",")]
+        varied = [key for key in values if len(values[key]) > 1]
+        for each in itertools.product(*values.values()):
+            cell = dict(zip(values, each))
+            words = [label] if label else []
+            words += [word(s, key, cell[key]) for key in varied or (values if not label else [])]
+            name = folder_name(words)
+            if name in cells:
+                raise ValueError(f"--{option}: two cells are called {name}")
+            cells[name] = cell
+    return cells
+
+
+def folder_name(words: list[str]) -> str:
+    """Words as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", "-".join(words))
+
+
+def meant(s: Settings, key: str, text: str) -> str:
+    """What a grid means by a value: "50%" of a number, "+" for a comma in a text."""
+    now = getattr(s, key, None)
+    if isinstance(now, str):
+        return text.replace("+", ",")
+    if isinstance(now, (int, float)) and re.fullmatch(r"[\d.]+%", text):
+        return str(type(now)(now * float(text[:-1]) / 100))
+    return text
+
+
+def word(s: Settings, key: str, value: str) -> str:
+    """A setting in the name of a cell: "naive", but "gamma0.8"."""
+    return value if value and isinstance(getattr(s, key, None), str) else f"{key}{value}"
+
+
+@dataclass
+class Job:
+    """One run of a study, in a process of its own.
+
+    name: its folder under runs/; argv: the command and its settings, all of which `wanted` has; labels: the evaluations
+    that it ends with; needs: names of jobs that come before; script: empty for this one.
+    """
+    name: str
+    argv: list[str]
+    wanted: dict
+    labels: tuple[str, ...]
+    needs: list[str]
+    script: list[str] = field(default_factory=list)
+    began: float = 0.0
+
+
+def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
+    """The job of a cell, a cold start or a test; ValueError, in one line, for a setting that is none."""
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    try:
+        _, run = grpo.parse([command, *typed(s), *argv, f"--name={name}", "--workers=1"], Settings, COMMANDS)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": (run.model,)}[command]
+    if run.user.startswith("userlm:runs/"):
+        needs = [*needs, run.user.removeprefix("userlm:runs/")]
+    return Job(name, [command, *typed(run), f"--name={name}", "--workers=1"], asdict(run), labels, needs)
+
+
+def study_jobs(s: Settings, name: str, cells: dict, tests: dict) -> list[Job]:
+    """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
+    jobs: dict[str, Job] = {}
+    starts: dict[tuple, str] = {}
+    for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
+        of_cold = {key: value for key, value in values.items() if key in COLD}
+        model, needs = s.model, []
+        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+            differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
+            words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
+            cold = f"{name}/{folder_name(words)}"
+            model, needs = f"runs/{cold}", [cold]
+            if cold not in jobs:
+                jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
+        if starts.get(("SFT", seed), "tiny") == "tiny":
+            starts["SFT", seed] = model
+        run = f"{name}/{cell}-s{seed}"
+        starts[cell, seed] = f"runs/{run}"
+        jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
+    starts["expert", s.seed] = "expert"
+    for ((policy, seed), model), (test, values) in itertools.product(starts.items(), tests.items()):
+        if model != "tiny":
+            run = f"{name}/{policy}-s{seed}-on-{test}"
+            needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
+            jobs[run] = planned(s, "eval", run, {**values, "model": model, "seed": seed}, needs)
+    userlm = f"{name}/userlm"
+    if any(userlm in each.needs for each in jobs.values()):
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
+        script = [str(Path(__file__).with_name("userlm_r1.py"))]
+        jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
+    return list(jobs.values())
+
+
+def read_json(path: Path) -> dict:
+    """What a run wrote there, {} if it did not; ValueError if it cannot be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {grpo.reason(error)}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} cannot be read: it is not what a run writes")
+    return data
+
+
+def standing(job: Job) -> str:
+    """How far a job is: "new", "begun" or "done"; ValueError if its folder holds something else."""
+    path = Path("runs") / job.name
+    config = read_json(path / "config.json")
+    if not config:
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
+            raise ValueError(f"{path} is no run (it has no config.json): move it away, or choose another --name")
+        return "new"
+    if config.get("command") != job.argv[0]:
+        raise ValueError(f"{path} was not made by '{job.argv[0]}': choose another --name")
+    for key, value in job.wanted.items():
+        if key not in ("name", "resume") and config.get(key, value) != value:
+            raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
+    evals = read_json(path / "eval.json")
+    done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
+    return "done" if done else "begun"
+
+
+def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
+    """Run what is not done, each in a process of one thread; name -> why, of those that failed.
+
+    tell(job, finished) is called as each begins and ends.  Ctrl-C lets them finish their steps and save, then raises
+    grpo.Stop; if this process is killed, they end, too.
+    """
+    waiting = [job for job in jobs if standing(job) != "done"]
+    done = {job.name for job in jobs} - {job.name for job in waiting}
+    running, lost, warned = {}, {}, False
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if done.issuperset(job.needs)]
+            for job in ready[:side_by_side - len(running)]:
+                waiting.remove(job)
+                tell(job, False)
+                job.began = time.time()
+                running[job.name] = job, begin(job)
+            for name, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                said = grpo.leave([process]).strip().splitlines()
+                if not process.returncode and standing(job) == "done":
+                    done.add(name)
+                    tell(job, True)
+                elif not grpo.interrupted:
+                    lost[name] = said[-1] if said else "its evaluation failed"
+                    print(f"! {name}: {lost[name]}", flush=True)
+            if grpo.interrupted and not warned:
+                warned = True
+                waiting.clear()
+                for _, process in running.values():
+                    process.send_signal(signal.SIGINT)
+            if not running and not any(done.issuperset(job.needs) for job in waiting):
+                break
+            time.sleep(0.1)
+    finally:
+        grpo.leave([process for _, process in running.values()], patience=0)
+    if grpo.interrupted:
+        raise grpo.Stop
+    return lost | {job.name: "what it needs failed" for job in waiting}
+
+
+def begin(job: Job):
+    """The process of a job that is new, or goes on."""
+    argv = job.argv
+    if standing(job) == "begun" and argv[0] != "eval":
+        argv = [*argv, "--resume=True"]
+    elif standing(job) == "begun":
+        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
+    return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+# ---- what a study found
+
+def numbers(result: dict) -> dict[str, float | None]:
+    """An evaluation in one flat row: return, ci95 (over tasks), each gym's return, means over gyms, pass@k, …"""
+    gyms = result["gyms"]
+    row = {**result["macro"], **{gym: of["return"] for gym, of in gyms.items()}}
+    for key in ("success", "turns", "effective_turns", "time_weighted"):
+        row[key] = average(of[key] for of in gyms.values())
+    for kind in ("pass", "best"):
+        for k in next(iter(gyms.values())).get(f"{kind}_at", {}):
+            row[f"{kind}@{k}"] = average(of[f"{kind}_at"][k] for of in gyms.values())
+    return row | gyms.get("travel", {}).get("userbench", {}).get("overall", {})
+
+
+def study_results(study: dict) -> dict:
+    """What its runs have measured so far.
+
+    cells: cell -> seed -> {"start", "RL", "demonstrator", "expert": `numbers`}; tests: policy -> test -> seed ->
+    `numbers`.  Only what is there; seeds are text, as JSON has them.
+    """
+    runs, found = Path("runs") / study["name"], {"cells": {}, "tests": {}}
+    for cell, seed in itertools.product(study["cells"], study["seeds"]):
+        evals = read_json(runs / f"{cell}-s{seed}" / "eval.json")
+        cold = read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json")
+        evals = {"demonstrator": cold.get("demonstrator"), "start": evals.get("untrained"), **evals}
+        row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
+        if row.get("RL", {}).get("return") is not None:
+            found["cells"].setdefault(cell, {})[str(seed)] = row
+    for policy, test, seed in itertools.product(["SFT", *study["cells"], "expert"], study["tests"], study["seeds"]):
+        for result in read_json(runs / f"{policy}-s{seed}-on-{test}" / "eval.json").values():
+            if result["macro"]["return"] is not None:
+                found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
+    return found
+
+
+def keep_results(study: dict) -> list[str]:
+    """Write study.json and table.txt, as they are now; the lines of the table."""
+    study["results"] = study_results(study)
+    lines = study_lines(study)
+    for file, text in {"study.json": json.dumps(study, indent=1), "table.txt": "\n".join(lines).strip() + "\n"}.items():
+        path = Path("runs") / study["name"] / file
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.replace(path)
+    return lines
+
+
+def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Job, finished: bool) -> None:
+    """Say that a job begins, or what it found, how long the rest takes, and the table as it grows.
+
+    todo: names of the jobs that are not done; seconds: command -> what its jobs took, {} at first.
+    """
+    command = job.argv[0]
+    if not finished:
+        print(f"   {job.name} …", flush=True)
+        return
+    todo.remove(job.name)
+    seconds.setdefault(command, []).append(time.time() - job.began)
+    every = list(itertools.chain(*seconds.values()))
+    kinds = ["eval" if "-on-" in name else "sft" if "/cold" in name else "train" for name in todo]
+    means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
+    left = sum(means[kind] for kind in kinds) / side_by_side
+    macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
+    returned = f": return {shown(macro)}" if macro else ""
+    print(f"{job.name}{returned} | {grpo.clock(seconds[command][-1])} minutes; {len(todo)} to go, about "
+          f"{grpo.clock(left)} minutes", flush=True)
+    lines = keep_results(study)
+    seed = job.name.rpartition("-")[2]
+    if command == "train" and todo and not any(name.endswith(f"-{seed}") for name in todo):
+        print("\n".join(lines), flush=True)
+
+
+def pm(values, sign: str = "") -> str:
+    """Mean over seeds and half width of its 95 % interval; of one seed the number alone."""
+    values = list(values)
+    if not values or None in values:
+        return "-"
+    mean, half = rewards.mean_ci(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def study_lines(study: dict) -> list[str]:
+    """The tables of a study, from its study.json."""
+    cells, show = study["results"]["cells"], study["show"].split()
+    width = max(map(len, [*study["cells"], "± over tasks"])) + 2
+    head = ["seeds", "start", "RL", "± over tasks", "gain", *show]
+    lines = ["", f"{study['name']}: {study['question']}".rstrip(": "),
+             f"{'':{width}}{head[0]:>6}" + "".join(f"{title:>17}" for title in head[1:])]
+    means = {cell: average(row["RL"]["return"] for row in rows.values()) for cell, rows in cells.items()}
+    for cell in sorted(means, key=means.get, reverse=True):
+        rows = list(cells[cell].values())
+        end, start = [row["RL"] for row in rows], [row.get("start", {}).get("return") for row in rows]
+        gain = [] if None in start else [row["return"] - before for row, before in zip(end, start)]
+        tasks = math.sqrt(sum(row["ci95"] ** 2 for row in end)) / len(end)
+        texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
+        texts += [pm(row.get(key) for row in end) for key in show]
+        lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    for label in ("demonstrator", "expert"):
+        reached = [row[label]["return"] for rows in cells.values() for row in rows.values() if label in row]
+        if reached:
+            lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
+    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
+    seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
+    lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
+    return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
+
+
+def matrix_lines(study: dict, key: str) -> list[str]:
+    """Each policy on each test, one of its `numbers`; a row a test where there are more of them."""
+    table = study["results"]["tests"]
+    rows, columns = list(table), [test for test in study["tests"] if any(test in row for row in table.values())]
+    cell = {(row, test): pm(each.get(key) for each in of.values()) for row in rows for test, of in table[row].items()}
+    corner = "policy | test"
+    if len(columns) > 7:
+        rows, columns, corner = columns, rows, "test | policy"
+        cell = {(test, policy): text for (policy, test), text in cell.items()}
+    if not set(cell.values()) - {"-"}:
+        return []
+    width = max(map(len, [*rows, corner])) + 2
+    lines = ["", f"{key} on the tests", f"{corner:{width}}" + "".join(f"{short(test):>18}" for test in columns)]
+    for row in rows:
+        lines.append(f"{row:{width}}" + "".join(f"{cell.get((row, column), '-'):>18}" for column in columns))
+    return lines
+
+
+def two_sided(t: float, df: int) -> float:
+    """Chance that Student's t is further from 0 than this (Abramowitz & Stegun 26.7.3 and 4; df: whole)."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    cosine, odd = math.cos(angle), df % 2
+    term = cosine if odd else 1.0
+    total = term if df > 1 else 0.0
+    for i in range(3 if odd else 2, df - 1, 2):
+        term *= cosine ** 2 * (i - 1) / i
+        total += term
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def critical(df: int, chance: float) -> float:
+    """The t that Student's t exceeds, on both sides together, with this chance."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, df) > chance else (low, middle)
+    return high
+
+
+def separation(returns: dict[str, list[float]]) -> list[str]:
+    """Which cells differ by more than seeds do, and else how many seeds it would take.
+
+    returns: cell -> a number per seed, the same seeds for all.  Cells of a seed share its cold start, so what counts is
+    the spread that cell and seed leave (a two-way layout without interaction, one spread for all cells):
+    s^2 = sum (y_cs - mean_c - mean_s + mean)^2 / ((C - 1)(S - 1)).  Two means differ beyond chance if they are
+    further apart than t s sqrt(2 / S); t for .05, or, since the pair was picked among all, .05 / pairs (Bonferroni).
+    """
+    cells, y = list(returns), np.array(list(returns.values()), dtype=float)
+    if len(cells) < 2:
+        return []
+    if y.shape[1] < 2:
+        return ["one seed says nothing of chance: cells are compared from the second on"]
+    count, seeds = y.shape
+    means = y.mean(1)
+    rest = y - means[:, None] - y.mean(0) + y.mean()
+    s, pairs = float(np.sqrt((rest ** 2).sum() / ((count - 1) * (seeds - 1)))), count * (count - 1) // 2
+
+    def least(n: int, chance: float) -> float:
+        return critical((count - 1) * (n - 1), chance) * s * math.sqrt(2 / n)
+    best, worst = int(means.argmax()), int(means.argmin())
+    gap = float(means[best] - means[worst])
+    if not gap:
+        return ["All cells earn the same."]
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; picked "
+             f"among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+             f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
+             + ("separated." if gap > least(seeds, .05 / pairs) else
+                "separated if it was the one pair to look at, not as the widest of all."
+                if gap > least(seeds, .05) else "not separated.")]
+    if gap <= least(seeds, .05 / pairs):
+        need = [next((n for n in range(2, 10_000) if least(n, chance) < gap), 10_000) for chance in (.05, .05 / pairs)]
+        lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
+                     f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
+    return lines
+
+
+def ablate(s: Settings) -> None:
+    """A grid of settings, or a ready --study: a run per cell and seed, side by side, and a table that compares them."""
+    if "RANK" in os.environ:
+        raise ValueError("ablate starts its processes itself: run it without torchrun")
+    ready = STUDIES.get(s.study, {})
+    name = s.name or s.study or "ablate"
+    folder = Path("runs") / name
+    if "/" in name or (folder / "config.json").exists():
+        raise ValueError(f"{folder} is a run, not a study: choose another --name")
+    grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
+    if "{user}" in grids["grid"]:
+        if s.user == "scripted":
+            print("no language model was given (--user=MODULE:ARGUMENT): the study goes without one")
+            grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
+                     for key, text in grids.items()}
+        grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
+        s = replace(s, user="scripted")
+    cells, tests = (grid_cells(s, key, text.replace("{name}", name)) for key, text in grids.items())
+    jobs = study_jobs(s, name, cells, tests)
+    todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
+    folder.mkdir(parents=True, exist_ok=True)
+    grpo.hold(folder)
+    starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
+    study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells, "tests": tests, "starts": starts}
+    gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
+    side_by_side = s.jobs or (1 if gpu else len(os.sched_getaffinity(0)))
+    print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
+    try:
+        lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
+    except grpo.Stop:
+        print("stopped; the same command goes on")
+        raise
+    print("\n".join(keep_results(study)))
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}")
+    if lost:
+        raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "play": play}
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
+        argv = [*argv, "--study=credit"]
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
 
 
