@@ -1352,7 +1352,7 @@ class RunSettings:
     ALSO = {}
 
     @classmethod
-    def preset(cls, values):
+    def filled(cls, values):
         """What was typed (key -> value) and what follows from it, for a setting that stands for others."""
         return values
 
@@ -1766,7 +1766,7 @@ def parse(argv, kind, commands):
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
         values[key] = typed(f"--{key}", value, types[key])
-    settings = kind(**kind.preset(values))
+    settings = kind(**kind.filled(values))
     settings.check()
     return command, settings
 

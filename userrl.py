@@ -52,6 +52,7 @@ class Settings(grpo.RunSettings):
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    preset: str = ""                # "quick": a study's run in a few minutes on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
@@ -108,14 +109,14 @@ class Settings(grpo.RunSettings):
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant")}
+               "aggregate": ("token", "sequence", "constant"), "preset": ("", "quick")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "seeds": 1}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
     @classmethod
-    def preset(cls, values: dict) -> dict:
+    def filled(cls, values: dict) -> dict:
         """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
 
         A --study fixes settings; what is typed counts more.
@@ -125,6 +126,10 @@ class Settings(grpo.RunSettings):
         if study:
             values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
+        if values.get("preset") == "quick":
+            if minutes:
+                raise ValueError("--minutes and --preset both count the steps: leave out one of them")
+            values = {**QUICK, **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -350,9 +355,13 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
     if errors:
         row["user_error"] = errors[0]
     if samples > 1:
-        solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
-        row["pass_at"] = {k: average(rewards.pass_at_k(samples, count, k) for count in solved)
-                          for k in range(1, samples + 1)}
+        whole = [same for same in tasks.values() if len(same) == samples]
+        solved = [sum(e["solved"] for e in same) for same in whole]
+        earned = [[sum(e["rewards"]) for e in same] for same in whole]
+        row["pass_at"], row["best_at"] = {}, {}
+        for k in range(1, samples + 1):
+            row["pass_at"][k] = average(rewards.pass_at_k(samples, count, k) for count in solved)
+            row["best_at"][k] = average(rewards.best_of_k(values, k) for values in earned)
     if scored and "metrics" in scored[0]:
         row["userbench"] = userbench(scored)
     return row
@@ -490,6 +499,7 @@ def print_table(columns: dict[str, dict]) -> None:
         for gym, row in column["gyms"].items():
             if "pass_at" in row and row["n"]:
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
+                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
 
@@ -993,7 +1003,8 @@ STUDIES = {
         "question": "Which user to train with, for users it will meet?",
         "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
         "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
-                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}"},
+                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "show": "success"},
     "efficiency": {
         "question": "Does a discount make it quicker, and at what price?",
         "grid": "gamma=1,0.95,0.8",
@@ -1015,7 +1026,8 @@ STUDIES = {
 # Settings that the cold start depends on; cells that differ in others alone share one.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
     reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
-OF_STUDIES = set("name resume minutes study grid tests seeds jobs".split())    # not of a study's runs
+QUICK = {"sft_steps": 300, "steps": 12, "eval_tasks": 32}
+OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 
 def typed(s: Settings) -> list[str]:
@@ -1442,12 +1454,344 @@ def ablate(s: Settings) -> None:
         raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "play": play}
+# ---------------------------------------------------------------------------------------------- pictures
+
+# A picture is drawn when matplotlib is there, and told in text in any case: (file's name, lines of text, draw(figure)).
+
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.edgecolor": "#b0b0b0", "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
+         "xtick.color": "#444444", "ytick.color": "#444444", "xtick.labelsize": 8, "ytick.labelsize": 8,
+         "legend.frameon": False, "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "userrl"}
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #6b6b6b #8c564b".split()     # told apart by most eyes
+GREY = "#8a8a8a"
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log, without those that cannot be read: a run may have been killed in the middle of one."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def curve(path: Path, key: str = "return") -> dict[int, float]:
+    """RL step -> what a run earned by then: on validation tasks if it has some, else in training, a mean of 5 steps."""
+    rows = read_log(path / "metrics.jsonl")
+    phase = "val" if any(row.get("phase") == "val" for row in rows) else "rl"
+    points = [(row["step"], row[key]) for row in rows if row.get("phase") == phase and row.get(key) is not None]
+    window = 5 if phase == "rl" else 1
+    return {step: average(value for _, value in points[max(0, i + 1 - window):i + 1])
+            for i, (step, _) in enumerate(points)}
+
+
+def band(curves: list[dict[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all curves have, and at each their mean, least and most."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = [[one[step] for one in curves] for step in steps]
+    return steps, [average(some) for some in values], [*map(min, values)], [*map(max, values)]
+
+
+def spark(values: list[float], low: float, high: float, width: int = 48) -> str:
+    """A curve as a line of text."""
+    picked = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / ((high - low) or 1)))] for value in picked)
+
+
+def bar(value: float | None, most: float, width: int = 40) -> str:
+    """A number as a bar of text."""
+    return "" if value is None else "█" * round(width * max(0.0, value) / (most or 1))
+
+
+def curves_picture(panels: dict[str, dict[str, list]]):
+    """Learning curves.  panels: title -> label -> a `curve` per seed."""
+    found: dict[str, dict] = {}
+    for title, lines in panels.items():
+        for label, curves in lines.items():
+            if (line := band(curves))[0]:
+                found.setdefault(title, {})[label] = line
+    if not found:
+        return None
+    every = [value for lines in found.values() for line in lines.values() for value in line[1]]
+    low, high = min(every), max(every)
+    text = [f"return by RL step, from {low:.3f} ▁ to {high:.3f} █ (mean over seeds)"]
+    for title, lines in found.items():
+        for label, (steps, mean, _, _) in lines.items():
+            name = f"{title} {label}".strip()
+            text.append(f"{name[-24:]:24} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}")
+    labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
+    several = any(len(curves) > 1 for lines in panels.values() for curves in lines.values())
+
+    def draw(figure):
+        wide = min(3, len(found))
+        tall = math.ceil(len(found) / wide)
+        figure.set_size_inches(1.2 + 3.2 * wide, 0.6 + 2.5 * tall)
+        axes = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
+        for axis, (title, lines) in zip(axes, found.items()):
+            for label, (steps, mean, least, most) in lines.items():
+                colour = COLOURS[labels.index(label) % len(COLOURS)]
+                axis.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+                axis.fill_between(steps, least, most, color=colour, alpha=0.15, linewidth=0)
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("RL step")
+            axis.grid(axis="y")
+            axis.legend()
+        for axis in axes[len(found):]:
+            axis.set_visible(False)
+        note = "; band: lowest and highest seed" if several else ""
+        figure.supylabel(f"return, mean of 5 steps{note}", fontsize=8)
+    return "curves", text, draw
+
+
+def dots_picture(study: dict):
+    """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
+    cells = study["results"]["cells"]
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for rows in cells.values() for run in rows.values())]
+    columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
+    earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
+    order = sorted(cells, key=earned.get)
+    beside = {}
+    for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
+        values = [rows[label].get(column) for cell in cells.values() for rows in cell.values() if label in rows]
+        beside[column, label] = average(values)
+
+    def draw(figure):
+        figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, columns):
+            for y, cell in enumerate(order):
+                values = [run["RL"].get(column) for run in cells[cell].values()]
+                if None in values:
+                    continue
+                mean, half = rewards.mean_ci(values)
+                axis.plot(values, [y] * len(values), "o", color=COLOURS[5], markersize=3, markeredgewidth=0, alpha=0.8)
+                axis.errorbar(mean, y, xerr=0 if math.isnan(half) else half, fmt="o", color=COLOURS[0], markersize=5,
+                              linewidth=1.2)
+            left, right = axis.get_xlim()
+            for label, style in (("start", "-"), ("demonstrator", "--"), ("expert", ":")):
+                x = beside[column, label]
+                # an expert far away would squeeze all that the picture is about
+                if x is not None and left - (right - left) <= x <= right + (right - left):
+                    axis.axvline(x, color=GREY, linestyle=style, linewidth=1)
+            axis.set_title("mean over gyms" if column == "return" else column, loc="left")
+            axis.set_yticks(range(len(order)), order)
+            axis.grid(axis="x")
+            axis.locator_params(axis="x", nbins=4)
+            axis.tick_params(axis="y", length=0)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL (line), "
+                         "demonstrator (dashes), expert (dots)", fontsize=8)
+    return "cells", [], draw
+
+
+def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]], note: str):
+    """Heat maps side by side.  grids: title -> (rows, columns, {(row, column): numbers of the seeds})."""
+    text = []
+    for title, (rows, columns, cells) in grids.items():
+        width = max(map(len, rows)) + 2
+        text += ["", title, " " * width + "".join(f"{short(column):>17}" for column in columns)]
+        for row in rows:
+            text.append(f"{row:{width}}" + "".join(f"{pm(cells.get((row, column), [])):>17}" for column in columns))
+    rows = max((rows for rows, _, _ in grids.values()), key=len)
+
+    def draw(figure):
+        wide = sum(len(columns) for _, columns, _ in grids.values())
+        slanted = max(len(column) for _, columns, _ in grids.values() for column in columns) > 9
+        figure.set_size_inches(2.0 + 0.95 * wide + 0.3 * len(grids), 1.5 + 0.5 * slanted + 0.42 * len(rows))
+        ratios = [len(columns) for _, columns, _ in grids.values()]
+        axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=ratios)[0]
+        for axis, (title, (rows_here, columns, cells)) in zip(axes, grids.items()):
+            means = np.full((len(rows_here), len(columns)), np.nan)
+            for (row, column), values in cells.items():
+                if values and None not in values:
+                    means[rows_here.index(row), columns.index(column)] = average(values)
+            # an expert far above would leave the others one colour; twice the range keeps it light enough for text
+            ranged = [value for (row, column), values in cells.items() if "expert" not in (row, column)
+                      for value in values if value is not None] or [0.0]
+            low, high = min(ranged), max(ranged)
+            axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
+            for (i, j), value in np.ndenumerate(means):
+                if not np.isnan(value):
+                    dark = value > low + 1.2 * (high - low)
+                    axis.text(j, i, f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}", ha="center", va="center",
+                              fontsize=8, color="white" if dark else "black")
+            axis.set_title(title, loc="left")
+            axis.set_xticks(range(len(columns)), columns, rotation=30 if slanted else 0,
+                            ha="right" if slanted else "center")
+            axis.set_yticks(range(len(rows_here)), rows_here if axis is axes[0] else [""] * len(rows_here))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(note, fontsize=8)
+    return name, text, draw
+
+
+def bars_picture(columns: dict[str, dict]):
+    """What each policy of a run earns in each gym, with intervals over tasks."""
+    gyms = list(next(iter(columns.values()))["gyms"])
+    value = {(name, gym): column["gyms"][gym] for name, column in columns.items() for gym in gyms}
+    most = max([of["return"] or 0.0 for of in value.values()])
+    text = []
+    for gym in gyms:
+        for name in columns:
+            of = value[name, gym]
+            text.append(f"{gym:10} {short(name):16} {shown(of):>15} {bar(of['return'], most)}")
+
+    def draw(figure):
+        figure.set_size_inches(1.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
+        axis = figure.subplots()
+        for i, name in enumerate(columns):
+            heights = [value[name, gym]["return"] or 0.0 for gym in gyms]
+            errors = [value[name, gym]["ci95"] or 0.0 for gym in gyms]
+            places = [(len(columns) + 1) * g + i for g in range(len(gyms))]
+            axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
+                     error_kw={"linewidth": 1, "ecolor": "#444444"})
+        axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
+        axis.set_ylabel("return on held-out tasks, ± 95 % over tasks")
+        axis.tick_params(axis="x", length=0)
+        axis.grid(axis="y")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
+    return "gyms", text, draw
+
+
+def strips_picture(path: Path, settings: dict):
+    """What each turn of a conversation was credited with under every scheme: each gym's last one that earned."""
+    talks = {}
+    for row in read_log(path / "samples.jsonl"):
+        if any(row.get("rewards") or []):
+            talks[row["gym"]] = row
+    schemes = {gym: {"reward": row["rewards"]} for gym, row in talks.items()}
+    for gym, row in talks.items():
+        for turn in rewards.TURN:
+            schemes[gym][turn] = rewards.turn_credits(row["rewards"], turn, settings["gamma"], settings["k"])
+        schemes[gym]["advantage"] = row["advantages"]
+    text = []
+    for gym, strips in schemes.items():
+        text.append(f"{gym}, step {talks[gym]['step']}: return {sum(strips['reward']):.2f}; turns from left to right")
+        text += [f"  {name:10}" + "".join(f"{value:+7.2f}" for value in strip) for name, strip in strips.items()]
+
+    def draw(figure):
+        wide = [len(strips["reward"]) for strips in schemes.values()]
+        figure.set_size_inches(1.6 + 0.46 * max(wide), 0.5 + 2.0 * len(schemes))
+        for axis, (gym, strips) in zip(figure.subplots(len(schemes), 1, squeeze=False).flat, schemes.items()):
+            # each strip has colours of its own: they differ in scale
+            shades = [[value / (max(map(abs, strip)) or 1) for value in strip] for strip in strips.values()]
+            axis.imshow(shades, cmap="RdBu", vmin=-1.6, vmax=1.6, aspect="auto")
+            for (i, name), (j, _) in itertools.product(enumerate(strips), enumerate(strips["reward"])):
+                axis.text(j, i, f"{strips[name][j]:.2f}", ha="center", va="center", fontsize=7)
+            axis.set_xlim(-0.5, max(wide) - 0.5)
+            axis.set_title(f"{gym}: return {sum(strips['reward']):.2f}", loc="left")
+            axis.set_yticks(range(len(strips)), strips)
+            axis.set_xticks(range(len(strips["reward"])), range(1, 1 + len(strips["reward"])))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(f"turn; each row shaded by its own largest; advantage: as trained "
+                         f"({settings['combine']}, {settings['normalize']})", fontsize=8)
+    return ("strips", text, draw) if talks else None
+
+
+def study_pictures(folder: Path, study: dict) -> list:
+    """The pictures of a study."""
+    cells_of, results = study["cells"], study["results"]
+    parts: dict[tuple, list[str]] = {}
+    for cell, values in study["cells"].items():
+        parts.setdefault(tuple(values), []).append(cell)
+    panels, grids = {}, {}
+    for keys, cells in parts.items():
+        first, *rest = [key for key in keys if len({cells_of[cell][key] for cell in cells}) > 1] or [""]
+        if not rest:
+            panels.setdefault("", {}).update({cell: cell for cell in cells})
+            continue
+        label = {cell: ", ".join(cells_of[cell][key] for key in rest) for cell in cells}
+        earned = {}
+        for cell in cells:
+            row = cells_of[cell][first]
+            panels.setdefault(f"{first} {row}", {})[label[cell]] = cell
+            earned[row, label[cell]] = [run["RL"]["return"] for run in results["cells"].get(cell, {}).values()]
+        grids[f"{first} (down), {', '.join(rest)} (across)"] = *map(list, map(dict.fromkeys, zip(*earned))), earned
+    paths = {cell: [folder / f"{cell}-s{seed}" for seed in rows] for cell, rows in results["cells"].items()}
+    curves = {title: {label: [*map(curve, paths.get(cell, []))] for label, cell in lines.items()}
+              for title, lines in panels.items()}
+    pictures = [curves_picture(curves), dots_picture(study)]
+    if grids:
+        pictures.append(heat_picture("grid", grids, "return on held-out tasks, mean over seeds"))
+    tests = results["tests"]
+    tables = {}
+    for key in ["return", *study["show"].split()]:
+        cells = {(test, policy): [row.get(key) for row in of.values()] for policy in tests
+                 for test, of in tests[policy].items()}
+        if any(None not in values for values in cells.values()):
+            rows, columns = list(study["tests"]), list(tests)
+            if len(rows) <= 7:
+                rows, columns, cells = columns, rows, {(policy, test): of for (test, policy), of in cells.items()}
+            tables[key] = rows, columns, cells
+    if tables:
+        pictures.append(heat_picture("tests", tables, "mean over seeds"))
+    for path in [*itertools.chain(*paths.values())][:1]:
+        pictures.append(strips_picture(path, read_json(path / "config.json")))
+    return pictures
+
+
+def run_pictures(path: Path) -> list:
+    """The pictures of a run."""
+    settings, evals = read_json(path / "config.json"), read_json(path / "eval.json")
+    lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
+    pictures = [curves_picture({"": lines})]
+    columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
+    if columns:
+        pictures.append(bars_picture(columns))
+    return [*pictures, strips_picture(path, settings)]
+
+
+def save_picture(path: Path, draw) -> None:
+    """Draw, and write a PNG and an SVG; without matplotlib say so."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"({path.name}: no picture, matplotlib is not installed)")
+        return
+    path.parent.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure)
+        figure.savefig(f"{path}.png", dpi=150)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    print(f"({path}.png, .svg)")
+
+
+def plot(s: Settings) -> None:
+    """Draw runs, or studies: plot runs/demo runs/credit.  PNG and SVG with matplotlib, and as text in any case."""
+    if s.model == "tiny":
+        raise ValueError("plot needs the folders of runs or studies:  python userrl.py plot runs/demo")
+    for place in listed(s.model):
+        folder = Path(place)
+        study = read_json(folder / "study.json")
+        if not study and "gyms" not in read_json(folder / "config.json"):
+            raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
+                             f"{folder} does not exist")
+        try:
+            pictures = study_pictures(folder, study) if study else run_pictures(folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} does not hold what a run or a study writes: {error!r}") from None
+        if study:
+            print("\n".join(study_lines(study)))
+        for name, text, draw in filter(None, pictures):
+            print("\n".join(["", *text]))
+            save_picture(folder / "pictures" / name, draw)
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "play": play}
 
 
 def main(argv: list[str]) -> int:
     if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
         argv = [*argv, "--study=credit"]
+    if argv[:1] == ["plot"]:                                            # folders as they are
+        places = [item for item in argv[1:] if not item.startswith("-")]
+        argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
 
 
