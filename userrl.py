@@ -111,7 +111,7 @@ class Settings(grpo.RunSettings):
     # studies
     study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
     grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
-    tests: str = ""                 # ablate: a grid, too: what each trained policy is evaluated with, beside its own
+    tests: str = ""                 # ablate, eval: a grid, too: with what each policy is evaluated
     seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
     jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
 
@@ -1039,16 +1039,23 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     run = grpo.Run(s, "eval")
-    user, policy = make_user(s), s.model
-    if policy not in SCRIPTED:
+    user = None if tests else make_user(s)
+    if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-        grpo.must_fit(policy, first_envs(s))
+        grpo.must_fit(grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), first_envs(s))
     run.begin()
-    measure(run, policy, user, s.model)
-    print_table(run.evals)
-    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
+    for label, test in (tests or {s.model: s}).items():
+        run.s, policy = test, s.model
+        if s.model not in SCRIPTED:
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+        measure(run, policy, user or make_user(test), label)
+    for _, some in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
+        some = list(some)
+        for first in range(0, len(some), 6):                            # as many columns as fit
+            print_table(dict(some[first:first + 6]))
+    if not tests and gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
         print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
     print(f"written to {run.path}/eval.json")
 
@@ -1211,20 +1218,28 @@ class Job:
     began: float = 0.0
 
 
-def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
-    """The job of a cell, a cold start or a test; ValueError, in one line, for a setting that is none."""
+def variant(s: Settings, command: str, name: str, values: dict) -> Settings:
+    """The settings with some other values; ValueError, in one line that begins with the name, for what is wrong."""
     argv = [f"--{key}={value}" for key, value in values.items()]
     try:
-        _, run = grpo.parse([command, *typed(s), *argv, f"--name={name}", "--workers=1"], Settings, COMMANDS)
+        return grpo.parse([command, *typed(s), *argv], Settings, COMMANDS)[1]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": (run.model,)}[command]
-    if run.user.startswith("userlm:runs/"):
-        needs = [*needs, run.user.removeprefix("userlm:runs/")]
-    return Job(name, [command, *typed(run), f"--name={name}", "--workers=1"], asdict(run), labels, needs)
 
 
-def study_jobs(s: Settings, name: str, cells: dict, tests: dict) -> list[Job]:
+def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
+    """The job of a cell, of a cold start, or of tests."""
+    own, study = {"name": name, "workers": 1}, name.partition("/")[0]
+    run = variant(s, command, name, {**values, **own})
+    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
+    own |= {"tests": run.tests} if run.tests else {}
+    argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
+    return Job(name, argv, asdict(run), labels[command], needs)
+
+
+def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
     jobs: dict[str, Job] = {}
     starts: dict[tuple, str] = {}
@@ -1244,11 +1259,13 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: dict) -> list[Job]:
         starts[cell, seed] = f"runs/{run}"
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
     starts["expert", s.seed] = "expert"
-    for ((policy, seed), model), (test, values) in itertools.product(starts.items(), tests.items()):
+    for test, values in grid_cells(s, "tests", tests).items():
+        variant(s, "eval", test, values)
+    for (policy, seed), model in starts.items() if tests else []:
         if model != "tiny":
-            run = f"{name}/{policy}-s{seed}-on-{test}"
+            run = f"{name}/{policy}-s{seed}-tests"
             needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
-            jobs[run] = planned(s, "eval", run, {**values, "model": model, "seed": seed}, needs)
+            jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
         wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
@@ -1370,8 +1387,8 @@ def study_results(study: dict) -> dict:
         row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
         if row.get("RL", {}).get("return") is not None:
             found["cells"].setdefault(cell, {})[str(seed)] = row
-    for policy, test, seed in itertools.product(["SFT", *study["cells"], "expert"], study["tests"], study["seeds"]):
-        for result in read_json(runs / f"{policy}-s{seed}-on-{test}" / "eval.json").values():
+    for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
+        for test, result in read_json(runs / f"{policy}-s{seed}-tests" / "eval.json").items():
             if result["macro"]["return"] is not None:
                 found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
     return found
@@ -1401,7 +1418,7 @@ def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Jo
     todo.remove(job.name)
     seconds.setdefault(command, []).append(time.time() - job.began)
     every = list(itertools.chain(*seconds.values()))
-    kinds = ["eval" if "-on-" in name else "sft" if "/cold" in name else "train" for name in todo]
+    kinds = ["eval" if name.endswith("-tests") else "sft" if "/cold" in name else "train" for name in todo]
     means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
     left = sum(means[kind] for kind in kinds) / side_by_side
     macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
@@ -1545,14 +1562,16 @@ def ablate(s: Settings) -> None:
             one_user(s, user)
         grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
         s = replace(s, user="scripted")
-    cells, tests = (grid_cells(s, key, text.replace("{name}", name)) for key, text in grids.items())
-    jobs = study_jobs(s, name, cells, tests)
+    grids = {key: text.replace("{name}", name) for key, text in grids.items()}
+    cells = grid_cells(s, "grid", grids["grid"])
+    jobs = study_jobs(s, name, cells, grids["tests"])
     todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
     folder.mkdir(parents=True, exist_ok=True)
     grpo.hold(folder)
     starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
     study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
-             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells, "tests": tests, "starts": starts}
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
+             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
     gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
     side_by_side = s.jobs or (1 if gpu else len(os.sched_getaffinity(0)))
     print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
@@ -1841,7 +1860,8 @@ def study_pictures(folder: Path, study: dict) -> list:
                 rows, columns, cells = columns, rows, {(policy, test): of for (test, policy), of in cells.items()}
             tables[key] = rows, columns, cells
     if tables:
-        pictures.append(heat_picture("tests", tables, "mean over seeds"))
+        name, _, draw = heat_picture("tests", tables, "mean over seeds")
+        pictures.append((name, [], draw))                               # in text they are in the study's table
     for path in [*itertools.chain(*paths.values())][:1]:
         pictures.append(strips_picture(path, read_json(path / "config.json")))
     return pictures
