@@ -6,7 +6,7 @@
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
-    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3     every combination, and a table; or --study=…
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
@@ -52,7 +52,7 @@ class Settings(grpo.RunSettings):
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
-    preset: str = ""                # "quick": a study's run in a few minutes on one core; what is typed beside it counts
+    preset: str = ""                # "quick": a study in minutes a run, on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
@@ -1123,7 +1123,7 @@ STUDIES = {
         "grid": "gamma=1,0.95,0.8",
         "show": "turns effective_turns time_weighted"},
     "userbench": {
-        "question": "Travel: one choice or several, preferences spread or concentrated, how many turns, how many tries?",
+        "question": "Travel: one choice or several, wishes spread or concentrated, how many turns, how many tries?",
         "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
         "grid": "travel: gyms=travel",
         "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
@@ -1471,8 +1471,9 @@ def study_lines(study: dict) -> list[str]:
         texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
         texts += [pm(row.get(key) for row in end) for key in show]
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    runs = [run for rows in cells.values() for run in rows.values()]
     for label in ("demonstrator", "expert"):
-        reached = [row[label]["return"] for rows in cells.values() for row in rows.values() if label in row]
+        reached = [run[label]["return"] for run in runs if label in run]
         if reached:
             lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
     lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
@@ -1545,8 +1546,8 @@ def separation(returns: dict[str, list[float]]) -> list[str]:
     gap = float(means[best] - means[worst])
     if not gap:
         return ["All cells earn the same."]
-    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; picked "
-             f"among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; "
+             f"picked among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
              f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
              + ("separated." if gap > least(seeds, .05 / pairs) else
                 "separated if it was the one pair to look at, not as the widest of all."
@@ -1588,7 +1589,9 @@ def ablate(s: Settings) -> None:
              "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
              "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
     gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
-    side_by_side = s.jobs or (1 if gpu else len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    side_by_side = s.jobs or (1 if gpu else cores)
+    keep_results(study)
     print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
     try:
         lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
@@ -1697,14 +1700,13 @@ def curves_picture(panels: dict[str, dict[str, list]]):
 def dots_picture(study: dict):
     """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
     cells = study["results"]["cells"]
-    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for rows in cells.values() for run in rows.values())]
+    runs, beside = [run for rows in cells.values() for run in rows.values()], {}
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for run in runs)]
     columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
     earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
     order = sorted(cells, key=earned.get)
-    beside = {}
     for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
-        values = [rows[label].get(column) for cell in cells.values() for rows in cell.values() if label in rows]
-        beside[column, label] = average(values)
+        beside[column, label] = average(run[label].get(column) for run in runs if label in run)
 
     def draw(figure):
         figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
@@ -1729,8 +1731,8 @@ def dots_picture(study: dict):
             axis.grid(axis="x")
             axis.locator_params(axis="x", nbins=4)
             axis.tick_params(axis="y", length=0)
-        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL (line), "
-                         "demonstrator (dashes), expert (dots)", fontsize=8)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
+                         "(line), demonstrator (dashes), expert (dots)", fontsize=8)
     return "cells", [], draw
 
 
@@ -1756,9 +1758,9 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
                 if values and None not in values:
                     means[rows_here.index(row), columns.index(column)] = average(values)
             # an expert far above would leave the others one colour; twice the range keeps it light enough for text
-            ranged = [value for (row, column), values in cells.items() if "expert" not in (row, column)
-                      for value in values if value is not None] or [0.0]
-            low, high = min(ranged), max(ranged)
+            usual = means[[row != "expert" for row in rows_here]][:, [column != "expert" for column in columns]]
+            known = usual[~np.isnan(usual)]
+            low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
             axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
             for (i, j), value in np.ndenumerate(means):
                 if not np.isnan(value):
@@ -1920,6 +1922,8 @@ def plot(s: Settings) -> None:
         if not study and "gyms" not in read_json(folder / "config.json"):
             raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
                              f"{folder} does not exist")
+        if study and study.get("results") == {"cells": {}, "tests": {}}:
+            raise ValueError(f"no run of {folder} is finished yet")
         try:
             pictures = study_pictures(folder, study) if study else run_pictures(folder)
         except (LookupError, TypeError, AttributeError) as error:
@@ -1937,7 +1941,7 @@ COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": a
 def main(argv: list[str]) -> int:
     if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
         argv = [*argv, "--study=credit"]
-    if argv[:1] == ["plot"]:                                            # folders as they are
+    if argv[:1] in (["plot"], ["report"]):                              # folders as they are
         places = [item for item in argv[1:] if not item.startswith("-")]
         argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
