@@ -1204,12 +1204,12 @@ def examine(s: Settings) -> None:
     if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
     run.begin()
-    for name, run.s in tests.items():
-        policy = s.model
+    for name, test in tests.items():
+        run.s, policy = test, s.model
         if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=run.s.rows, max_len=run.s.context)
-            grpo.must_fit(policy, first_envs(run.s))
-        measure(run, policy, make_user(run.s), name)
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            grpo.must_fit(policy, first_envs(test))
+        measure(run, policy, make_user(test), name)
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
         alike = list(alike)
         for first in range(0, len(alike), 6):                           # as many columns as fit
