@@ -290,14 +290,13 @@ def pass_at_k(n, c, k):
 
 
 def best_of_k(values, k):
-    """Expected best of k of the values, drawn without replacement: what k tries earn.  The unbiased estimate.
+    """Expected largest of k of the values, drawn without putting back: of each value the chance that it is that.
 
-    The i-th smallest of n is the best of C(i - 1, k - 1) of the C(n, k) draws.  ValueError unless 1 <= k <= n."""
-    n = len(values)
-    if not n >= k >= 1:
-        raise ValueError(f"best of k needs 1 <= k <= n, got n={n}, k={k}")
-    ranked = sorted(values)
-    return sum(ranked[i] * math.comb(i, k - 1) for i in range(k - 1, n)) / math.comb(n, k)
+    Unbiased for best-of-k by a perfect judge; of 0s and 1s it is pass_at_k. ValueError unless 1 <= k <= n."""
+    x = sorted(_numbers("values", values))
+    if not len(x) >= k >= 1:
+        raise ValueError(f"best of k needs 1 <= k <= n, got n={len(x)}, k={k}")
+    return math.fsum(v * math.comb(i, k - 1) for i, v in enumerate(x)) / math.comb(len(x), k)
 
 
 def mean_ci(values):

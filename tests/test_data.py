@@ -210,7 +210,7 @@ def test_best_of_k_and_levels_in_the_table(capsys):
     some = [trip("1", 1.0, 1.0), trip("1", 3.0, 0.0), trip("2", 2.0, 1.0, "44"), trip("2", 2.0, 0.0, "44")]
     out = userrl.summarise({"travel": some}, "u", samples=2)
     row = out["gyms"]["travel"]
-    assert row["best_of"] == {1: 2.0, 2: 2.5} and row["return"] == 2.0
+    assert row["best_at"] == {1: 2.0, 2: 2.5} and row["return"] == 2.0
     assert set(row["userbench"]) == {"22", "44", "easy", "hard", "overall"}
     assert row["userbench"]["hard"] == row["userbench"]["44"]
     userrl.print_table({"RL": out})
