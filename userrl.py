@@ -4,14 +4,15 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
+    python userrl.py report --model=runs/demo         a page to look at: curves, tables, conversations, who got the credit
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every),
-reference/ (the policy that RL started from, for --kl).
+(training conversations in whole groups, with reward, credit and advantage of each turn), report.html, checkpoint/,
+best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
@@ -1268,7 +1269,8 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 <details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
 <section id="results"><h2>Results on held-out tasks</h2>
   <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
-    <select id="measure" aria-label="measure"></select></p>
+    <select id="measure" aria-label="measure"></select>
+    <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>
 <section id="curves"><h2>Learning curves</h2>
   <p class="dim small">Thin: each run and step. Thick: the mean of a cell's runs, running over five steps. Point at a
@@ -1314,6 +1316,7 @@ const known = list => list.filter(x => x != null);
 
 const WORDS = {
   turn: "one message of the agent, and what the user replies to it",
+  token: "a word or a piece of one, which is what training counts",
   reward: "r, what a turn earned by the rules of its gym (the game that is played)",
   return: "the sum of a conversation's rewards",
   group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
@@ -1342,7 +1345,9 @@ $("theme").onclick = () => { document.documentElement.style.colorScheme = dark()
 function drawTable() {
   const measure = $("measure").value, rows = [];
   for (const run of D.runs)
-    for (const policy in run.evals) rows.push({run: run.name, policy, ...run.evals[policy]});
+    for (const policy in run.evals)
+      if ($("policy").value === "" || $("policy").value === policy)
+        rows.push({run: run.name, policy, ...run.evals[policy]});
   const names = unique(rows.flatMap(row => Object.keys(row.table)))
     .filter(name => rows.some(row => row.table[name]?.[measure] != null));
   const cell = x => el("td", {}, num(x?.[measure]),
@@ -1351,11 +1356,15 @@ function drawTable() {
     el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
     ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
       el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
-  $("results").hidden = !rows.length;
 }
 for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
-$("measure").onchange = drawTable;
+const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
+for (const name of policies) $("policy").append(el("option", {value: name}, name));
+$("policy").hidden = one;
+if (!one && policies.includes("RL")) $("policy").value = "RL";
+$("policy").onchange = $("measure").onchange = drawTable;
 drawTable();
+$("results").hidden = !policies.length;
 
 // ---- curves: lines is {name: [{x: [...], y: [...]}, one per run]}; a y may be null
 
@@ -1472,10 +1481,11 @@ function explain(talk, t) {
   const divided = what => centred ? "." : `; the unit is the ${size} of ${what}.`;
   const factor = j => g && j ? `${c.gamma}${j > 1 ? power(j) : ""} · ` : "";
   const sum = from => r.slice(from).map((x, j) => x && factor(j) + num(x)).filter(Boolean).join(" + ") || "0";
-  const toGo = `r${T} + ${g}r${sub(t + 2)} + … = ${sum(t)}`;
+  const is = (text, x) => text === num(x) ? text : `${text} = ${num(x)}`;
+  const toGo = `r${T} + ${g}r${sub(t + 2)} + … = ${is(sum(t), c.w.r2g[i][t])}`;
   if (S.combine === "loo") {
     const G = c.w.r2g, theirs = G.filter((_, j) => j !== i).map(row => num(row[t] ?? 0)).join(", ");
-    add(`G${T} = ${toGo} = ${num(G[i][t])}`, "What this conversation earned from this turn on.");
+    add(`G${T} = ${toGo}`, "What this conversation earned from this turn on.");
     add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
       `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
     add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
@@ -1483,7 +1493,7 @@ function explain(talk, t) {
     return lines;
   }
   const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
-  add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo} = ${num(w)}`,
+  add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
     em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
   `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
   if (S.combine === "paper") {
@@ -1494,8 +1504,8 @@ function explain(talk, t) {
     return lines;
   }
   const plain = r.filter(Boolean).map(num).join(" + ") || "0";
-  add({sum: `R = r₁ + r₂ + … = ${plain} = ${num(R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
-    r2g: `R = r₁ + ${g}r₂ + … = ${sum(0)} = ${num(R)}`}[key],
+  add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
+    r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
   `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
   add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
     `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
@@ -1537,7 +1547,7 @@ function drawWhy(talk, t) {
     ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
   const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
     head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
-  const does = A ? `${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing is trained here.";
+  const does = A ? `${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Its words become neither more nor less likely.";
   const box = el("section", {id: "why", ariaLabel: "why this advantage"},
     el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
     el("p", {}, inShort(talk, t)));
@@ -1585,8 +1595,8 @@ function drawList() {
   fill(Math.max(60, shown.indexOf(at.talk) + 30));
   list.scrollTop = top;
 }
-const near = new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {rootMargin: "400px"});
-near.observe(end);
+new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
+  .observe(end);
 
 const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
 for (const key in FILTERS) {
@@ -1619,7 +1629,8 @@ function drawTalk() {
       el("a", {href: link(i)}, `rollout ${n + 1}${i === at.talk ? " ◂" : ""}`),
       el("span", {}, "return " + num(earned(D.talks[i]))), strip(D.talks[i])]);
     parts.push(el("details", {open: true}, el("summary", {className: "small"}, `Rollout ${talk.place + 1} of ${
-      rollouts.length} of its group. Full colour: an advantage of ${num(top)}.`), el("div", {className: "group"}, ...rollouts.flat())));
+      rollouts.length} of its group. Full colour: an advantage of ${num(top)}.`),
+    el("div", {className: "group"}, ...rollouts.flat())));
   } else
     parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
       : "The log lacks the rest of its group, so that there are no advantages to show."));
@@ -1630,8 +1641,9 @@ function drawTalk() {
         el("div", {className: "said"}, text)));
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
-      parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"), el("div", {className: "said"}, text),
-        thought ? el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+      parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
+        el("div", {className: "said"}, text), thought ? 
+        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
     } else
       parts.push(...agentTurn(talk, ++t, text, a, top));
   }
