@@ -4,7 +4,7 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
-    python userrl.py report --model=runs/demo         a page to look at: curves, tables, conversations, who got the credit
+    python userrl.py report --model=runs/demo         a page for a browser: curves, tables, and who got credit for what
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py --help                           every command and setting
@@ -1016,12 +1016,13 @@ def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dic
         talks.append({
             "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
             "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
-            "tokens": row.get("tokens", []), "thoughts": row.get("thoughts", [])})
+            "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
+        rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
+    if len(rows) != rows[0].get("of"):
+        return talks, []
     earned, tokens = [talk["rewards"] for talk in talks], [talk["tokens"] for talk in talks]
-    rewards.turn_advantages(earned, earned, [0] * len(talks), "naive")  # a ValueError unless they are numbers
-    numbers = [{key: settings[key] for key in PAPER}, PAPER]
-    whole = len(rows) == rows[0].get("of")
-    return talks, [rewards.workings(earned, tokens, **each) for each in numbers] if whole else []
+    own = {key: settings[key] for key in PAPER}
+    return talks, [rewards.workings(earned, tokens, **numbers) for numbers in (own, PAPER)]
 
 
 def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], dict[str, list], int]:
@@ -1046,7 +1047,7 @@ def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], di
     for policy, gyms in read_json(path / "talks.json").items():
         for gym, talk in gyms.items():
             talks.append({"id": f"{policy}/{gym}", "gym": gym, "policy": policy, "status": talk["status"],
-                          "said": talk["history"], "rewards": talk["rewards"], "tokens": [], "thoughts": []})
+                          "said": talk["history"], "rewards": list(talk["rewards"]), "tokens": [], "thoughts": []})
     return talks, groups, sum(map(len, by_group.values()))
 
 
@@ -1658,7 +1659,7 @@ function drawWhy(talk, t) {
     ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
   const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
     head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
-  const does = A ? `${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Its words become neither more nor less likely.";
+  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing becomes likelier.";
   const box = el("section", {id: "why", ariaLabel: "why this advantage"},
     el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
     el("p", {}, inShort(talk, t)));
@@ -1787,9 +1788,9 @@ function follow() {
   if (i == null) return;
   const [credit, trajectory, combine] = scheme.split(" ");
   if (credit === "loo") S.combine = credit;
-  else if (credit in PARTS.turn[1] && trajectory in PARTS.trajectory[1] && combine in PARTS.combine[1])
+  else if (Object.hasOwn(workings(D.talks[i])?.advantages || {}, scheme))
     Object.assign(S, {turn: credit, trajectory, combine});
-  if (set in PARTS.set[1]) S.set = +set;
+  if (Object.hasOwn(PARTS.set[1], set)) S.set = +set;
   const moved = i !== at.talk;
   Object.assign(at, {talk: i, turn: +turn});
   drawSchemes();

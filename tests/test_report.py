@@ -99,7 +99,7 @@ def test_no_text_ends_the_script(run):
 def test_half_a_line_and_half_a_group(run):
     """A run was killed while it logged: without its group a conversation is shown, without advantages."""
     log = run / "samples.jsonl"
-    log.write_text(log.read_text() + line(0, [1.0], step=2) + line(1, [0.0], step=2)[:90])
+    log.write_text(log.read_text() + line(0, [-1.0], step=2) + line(1, [0.0], step=2)[:90])
     data = embedded(userrl.write_report(run))
     assert [talk["group"] for talk in data["talks"]] == ["a/1/travel-7", "a/1/travel-7", None]
     log.write_text(line(0, ["much"]) + "[]\n7\n" + line(0, [1.0], group="travel-8", of=1, messages="none"))
