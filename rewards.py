@@ -329,6 +329,16 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def best_of_k(values, k):
+    """Expected largest of k of the values, drawn without putting back: of each value the chance that it is that.
+
+    Unbiased for best-of-k by a perfect judge; of 0s and 1s it is pass_at_k. ValueError unless 1 <= k <= n."""
+    x = sorted(_numbers("values", values))
+    if not len(x) >= k >= 1:
+        raise ValueError(f"best of k needs 1 <= k <= n, got n={len(x)}, k={k}")
+    return math.fsum(v * math.comb(i, k - 1) for i, v in enumerate(x)) / math.comb(len(x), k)
+
+
 def mean_ci(values):
     """(mean, half width of its 95 % interval), Student's t. One value: the half width is nan.
 

@@ -4,9 +4,10 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
-    python userrl.py report --model=runs/demo         a page for a browser: curves, tables, and who got credit for what
+    python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3     every combination, and a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
@@ -16,7 +17,10 @@ best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
-On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
+A study (`ablate`) is a folder of runs, runs/<study>/<cell>-s<seed>/, with study.json (its plan, and what its runs
+measured) and table.txt.
+
+On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
 and learns and what a run is; this file which tasks are demonstrated, trained on and measured, and what is printed.
 """
@@ -26,11 +30,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
+import re
+import signal
 import sys
 import time
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +53,7 @@ class Settings(grpo.RunSettings):
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    preset: str = ""                # "quick": a study's run in a few minutes on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
@@ -101,21 +109,38 @@ class Settings(grpo.RunSettings):
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
+    # studies
+    study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
+    grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
+    tests: str = ""                 # ablate, eval: a grid, too: with what each policy is evaluated
+    seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
+    jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant")}
+               "aggregate": ("token", "sequence", "constant"), "preset": ("", "quick")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
-             "llm_context": 64}
-    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
+             "llm_context": 64, "seeds": 1}
+    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
     @classmethod
-    def preset(cls, values: dict) -> dict:
-        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+    def filled(cls, values: dict) -> dict:
+        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
+
+        A --study fixes settings; what is typed counts more.
+        """
+        if (study := values.get("study")) and study not in STUDIES:
+            raise ValueError(f"--study is one of {', '.join(STUDIES)}, not {study!r}")
+        if study:
+            values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
+        if values.get("preset") == "quick":
+            if minutes:
+                raise ValueError("--minutes and --preset both count the steps: leave out one of them")
+            values = {**QUICK, **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -422,9 +447,13 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
     if errors:
         row["user_error"] = errors[0]
     if samples > 1:
-        solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
-        row["pass_at"] = {k: average(rewards.pass_at_k(samples, count, k) for count in solved)
-                          for k in range(1, samples + 1)}
+        whole = [same for same in tasks.values() if len(same) == samples]
+        solved = [sum(e["solved"] for e in same) for same in whole]
+        earned = [[sum(e["rewards"]) for e in same] for same in whole]
+        row["pass_at"], row["best_at"] = {}, {}
+        for k in range(1, samples + 1):
+            row["pass_at"][k] = average(rewards.pass_at_k(samples, count, k) for count in solved)
+            row["best_at"][k] = average(rewards.best_of_k(values, k) for values in earned)
     if scored and "metrics" in scored[0]:
         row["userbench"] = userbench(scored)
     return row
@@ -563,6 +592,7 @@ def print_table(columns: dict[str, dict]) -> None:
         for gym, row in column["gyms"].items():
             if "pass_at" in row and row["n"]:
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
+                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
 
@@ -922,14 +952,356 @@ def before_and_after(run: grpo.Run) -> None:
         print("\n".join(f"  {line}" for line in lines), flush=True)
 
 
-# ---------------------------------------------------------------------------------------------- the report
+# ---------------------------------------------------------------------------------------------- commands
 
-# The numbers of an evaluation's table that a report shows, and their names there.
-MEASURES = {"return": "return", "ci95": "± (half a 95 % interval)", "success": "share of tasks solved",
-            "turns": "turns", "effective_turns": "turns until the last reward",
-            "time_weighted": "rewards, each divided by its turn", "n": "number of tasks"}
-PAPER = {"gamma": 0.8, "k": 2.0, "normalize": "std"}                    # UserRL's numbers
-MOST_TALKS = 2000                                                       # conversations in a report
+def measure(run: grpo.Run, policy, user, label: str) -> None:
+    """Evaluate a policy, once, and say so."""
+    tasks = run.s.eval_tasks
+    if label == "untrained":                                            # it rambles to every limit
+        tasks = math.ceil(tasks / 16)
+
+    def take():
+        result = evaluate(run.s, policy, user, tasks)
+        if counts := user_counts(user):
+            result["user_counts"] = counts
+        run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
+        return result
+    result = run.evaluate(label, take)
+    failed = f" (not measured: {result['failed']})" if "failed" in result else ""
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
+    if "user_counts" in result:
+        told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
+        print("   the LLM user so far: " + ", ".join(told), flush=True)
+    spoken, replaced = user_sums(user, ("spoken", "replaced"))
+    if spoken:
+        print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
+              "by the rules", flush=True)
+
+
+def user_sums(user, names) -> list[float]:
+    """What the users of all processes have counted so far."""
+    return grpo.summed([sum(getattr(one, name, 0) for one in getattr(user, "users", [user])) for name in names])
+
+
+def user_counts(user) -> dict[str, float]:
+    """What the LLM users of all processes have done and cost so far; {} without one."""
+    total: dict = {}
+    for one in getattr(user, "users", [user]):
+        for name, count in getattr(one, "counts", {}).items():
+            total[name] = total.get(name, 0) + count
+    return dict(zip(total, grpo.summed(list(total.values())))) if total else {}
+
+
+def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
+    """Take a policy through the phases ("sft", "rl"), evaluating before and after each; go on from a checkpoint."""
+    s, user = run.s, make_user(run.s)
+    scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
+
+    def texts():
+        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
+        return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
+    grpo.first_policy(run, texts, first_envs(s))
+    tell = partial(measure, run, run.engine, user)
+    draw = partial(lesson, s, run.tokenizer, scripted)
+    size = sum(p.numel() for p in run.model.parameters())
+    print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
+    if run.optimizer:
+        print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
+    else:
+        tell("untrained" if s.model == "tiny" else "start")
+    teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
+    grpo.run_phases(run, phases, teach, tell)
+    if "sft" in phases:
+        measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
+    measure(run, "expert", user, "expert")
+
+
+def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
+    """A run: the phases one after the other, then the table."""
+    if s.model in SCRIPTED:
+        raise ValueError(f"--model={s.model} is for eval only")
+    if not trained(s):
+        raise ValueError("--hold_out leaves no gym to train in")
+    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
+        if envs.gym_class(gym).expert is envs.Env.expert:
+            raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
+    began = time.time()
+    run = grpo.Run(s, command)
+    try:
+        learn(run, phases)
+    except grpo.Stop:
+        print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
+              f"    python userrl.py {command} --name={run.path.relative_to('runs')} --resume=True")
+        raise
+    print_table(run.evals)
+    if "best" in (val := run.state.get("val", {})):
+        last = "-" if val["last"] is None else f"{val['last']:.3f}"
+        print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
+              f"{last};\nit is in {run.path}/best, the table shows the last")
+    before_and_after(run)
+    if run.writes:
+        print(f"curves, tables and conversations, for a browser: {write_report(run.path)}")
+    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+    print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
+
+
+def demo(s: Settings) -> None:
+    """Cold start, then GRPO; evaluated before, between and after."""
+    start(s, "demo", ("sft", "rl"))
+
+
+def sft(s: Settings) -> None:
+    """The cold start alone: imitate the scripted demonstrator."""
+    start(s, "sft", ("sft",))
+
+
+def train(s: Settings) -> None:
+    """GRPO alone, from a checkpoint."""
+    if s.model == "tiny" and not s.resume:
+        print("note: --model=tiny has no cold start; expect RL to stall (try the demo, or sft first)")
+    start(s, "train", ("rl",))
+
+
+def eval_(s: Settings) -> None:
+    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
+    if s.model == "tiny":
+        raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
+    if s.resume:
+        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    run = grpo.Run(s, "eval")
+    user = None if tests else make_user(s)
+    if s.model not in SCRIPTED:
+        model, tokenizer = grpo.chosen_policy(s)
+        grpo.must_fit(grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), first_envs(s))
+    run.begin()
+    for label, test in (tests or {s.model: s}).items():
+        run.s, policy = test, s.model
+        if s.model not in SCRIPTED:
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+        measure(run, policy, user or make_user(test), label)
+    for _, some in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
+        some = list(some)
+        for first in range(0, len(some), 6):                            # as many columns as fit
+            print_table(dict(some[first:first + 6]))
+    if not tests and gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
+        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
+    print(f"written to {run.path}/eval.json")
+
+
+class Person:
+    """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
+    user = None
+
+    def __init__(self, system_prompt: str, first: str):
+        self.system_prompt, self.first = system_prompt, first
+
+    def reset(self):
+        return self.first, {}
+
+    def turn(self, action: str):
+        print(f"agent  {grpo.printable(action)}")
+        reply = input("you    ")
+        return reply, 0.0, not reply, False, {}
+        yield                                                           # a generator, like every env's turn
+
+
+def play(s: Settings) -> None:
+    """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
+    gym = gym_names(s)[0]
+    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
+    first, _ = env.reset()
+    print(f"{gym}: {env.system_prompt}")
+    if s.model != "tiny":
+        model, tokenizer = grpo.chosen_policy(s)
+        print(f"You are the user; an empty line ends it. For example: {first}")
+        person = Person(env.system_prompt, input("you    ") or first)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
+                     max_new_tokens=s.max_new_tokens)
+        return
+    print(f"You are the agent; an empty line ends it.\n\nuser   {first}")
+    total, over = 0.0, False
+    while not over and (action := input("you    ")):
+        text, reward, terminated, truncated, _ = env.step(action)
+        total, over = total + reward, terminated or truncated
+        print(f"user   {grpo.printable(text)}")
+        print(f"       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
+    print(f"return {total:.2f}; what was hidden: {env.task}")
+
+
+# ---------------------------------------------------------------------------------------------- studies
+
+# What can be asked in one command.  grid: the cells, each trained on every seed from the same cold start; fixed: other
+# settings, unless typed; tests: with what each policy is evaluated, beside its own held-out tasks; show: further
+# numbers of the tables (`numbers` has them all).  "NAME: " before a grid names its cells, "+" is a comma in a value,
+# "50%" half of what is set; {name} is the study's folder, and a grid with {user} waits for a --user.
+STUDIES = {
+    "credit": {
+        "question": "Which credit for a turn, and which score for a conversation?",
+        "fixed": {"gamma": 0.8, "normalize": "std"},
+        "grid": "turn=naive,equalized,r2g,em; trajectory=sum,mean,r2g; combine=scale | combine=shift,loo",
+        "show": "success turns"},
+    "coldstart": {
+        "question": "Does RL learn without a cold start (SFT), and from half of one?",
+        "grid": "sft_steps=0%,50%,100%",
+        "show": "success turns"},
+    "user": {
+        "question": "Which user to train with, for users it will meet?",
+        "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
+                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "show": "success"},
+    "efficiency": {
+        "question": "Does a discount make it quicker, and at what price?",
+        "grid": "gamma=1,0.95,0.8",
+        "show": "turns effective_turns time_weighted"},
+    "userbench": {
+        "question": "Travel: one choice or several, preferences spread or concentrated, how many turns, how many tries?",
+        "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
+        "grid": "travel: gyms=travel",
+        "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
+                 "concentrated: choice=single,multi; tier=44; max_turns=8,16,24; samples=4 | "
+                 "tier: choice=multi; tier=22,2222,33,233,333,44,334,444; samples=4",
+        "show": "pass@1 pass@4 best@4 score active"},
+    "transfer": {
+        "question": "Trained on UserRL's five gyms, what is earned in the three it never trained on?",
+        "fixed": {"gyms": "all", "hold_out": "intention,telepathy,search"},
+        "grid": "five: mixture=equal",
+        "show": "travel turtle function tau persuade intention telepathy search"},
+}
+# Settings that the cold start depends on; cells that differ in others alone share one.
+COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
+    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+QUICK = {"sft_steps": 300, "steps": 12, "eval_tasks": 32}
+OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
+
+
+def typed(s: Settings) -> list[str]:
+    """The settings of a run as one would type them."""
+    kept = [each for each in fields(s) if each.name not in OF_STUDIES and getattr(s, each.name) != each.default]
+    return [f"--{each.name}={getattr(s, each.name)}" for each in kept]
+
+
+def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]:
+    """The cells of a grid, name -> {setting: value as typed}; ValueError for what is no grid."""
+    cells: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, text.split("|"))):
+        label, colon, axes = part.partition(": ")
+        if not colon:
+            label, axes = "", part
+        values = {}
+        for axis in filter(None, map(str.strip, axes.split(";"))):
+            key, equals, several = axis.partition("=")
+            key = Settings.ALSO.get(key, key)
+            if not equals:
+                raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
+            if key in OF_STUDIES | {"seed", "workers"}:
+                raise ValueError(f"--{option}: {key} is of the whole study")
+            values[key] = [meant(s, key, value.strip()) for value in several.split(",")]
+        varied = [key for key in values if len(values[key]) > 1]
+        for each in itertools.product(*values.values()):
+            cell = dict(zip(values, each))
+            words = [label] if label else []
+            words += [word(s, key, cell[key]) for key in varied or (values if not label else [])]
+            name = folder_name(words)
+            if name in cells:
+                raise ValueError(f"--{option}: two cells are called {name}")
+            cells[name] = cell
+    return cells
+
+
+def folder_name(words: list[str]) -> str:
+    """Words as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", "-".join(words))
+
+
+def meant(s: Settings, key: str, text: str) -> str:
+    """What a grid means by a value: "50%" of a number, "+" for a comma in a text."""
+    now = getattr(s, key, None)
+    if isinstance(now, str):
+        return text.replace("+", ",")
+    if isinstance(now, (int, float)) and re.fullmatch(r"[\d.]+%", text):
+        return str(type(now)(now * float(text[:-1]) / 100))
+    return text
+
+
+def word(s: Settings, key: str, value: str) -> str:
+    """A setting in the name of a cell: "naive", but "gamma0.8"."""
+    return value if value and isinstance(getattr(s, key, None), str) else f"{key}{value}"
+
+
+@dataclass
+class Job:
+    """One run of a study, in a process of its own.
+
+    name: its folder under runs/; argv: the command and its settings, all of which `wanted` has; labels: the evaluations
+    that it ends with; needs: names of jobs that come before; script: empty for this one.
+    """
+    name: str
+    argv: list[str]
+    wanted: dict
+    labels: tuple[str, ...]
+    needs: list[str]
+    script: list[str] = field(default_factory=list)
+    began: float = 0.0
+
+
+def variant(s: Settings, command: str, name: str, values: dict) -> Settings:
+    """The settings with some other values; ValueError, in one line that begins with the name, for what is wrong."""
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    try:
+        return grpo.parse([command, *typed(s), *argv], Settings, COMMANDS)[1]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
+    """The job of a cell, of a cold start, or of tests."""
+    own, study = {"name": name, "workers": 1}, name.partition("/")[0]
+    run = variant(s, command, name, {**values, **own})
+    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
+    own |= {"tests": run.tests} if run.tests else {}
+    argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
+    return Job(name, argv, asdict(run), labels[command], needs)
+
+
+def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
+    """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
+    jobs: dict[str, Job] = {}
+    starts: dict[tuple, str] = {}
+    for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
+        of_cold = {key: value for key, value in values.items() if key in COLD}
+        model, needs = s.model, []
+        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+            differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
+            words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
+            cold = f"{name}/{folder_name(words)}"
+            model, needs = f"runs/{cold}", [cold]
+            if cold not in jobs:
+                jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
+        if starts.get(("SFT", seed), "tiny") == "tiny":
+            starts["SFT", seed] = model
+        run = f"{name}/{cell}-s{seed}"
+        starts[cell, seed] = f"runs/{run}"
+        jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
+    starts["expert", s.seed] = "expert"
+    for test, values in grid_cells(s, "tests", tests).items():
+        variant(s, "eval", test, values)
+    for (policy, seed), model in starts.items() if tests else []:
+        if model != "tiny":
+            run = f"{name}/{policy}-s{seed}-tests"
+            needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
+            jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
+    userlm = f"{name}/userlm"
+    if any(userlm in each.needs for each in jobs.values()):
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
+        script = [str(Path(__file__).with_name("userlm_r1.py"))]
+        jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
+    return list(jobs.values())
 
 
 def read_json(path: Path) -> dict:
@@ -945,6 +1317,317 @@ def read_json(path: Path) -> dict:
     return data
 
 
+def standing(job: Job) -> str:
+    """How far a job is: "new", "begun" or "done"; ValueError if its folder holds something else."""
+    path = Path("runs") / job.name
+    config = read_json(path / "config.json")
+    if not config:
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
+            raise ValueError(f"{path} is no run (it has no config.json): move it away, or choose another --name")
+        return "new"
+    if config.get("command") != job.argv[0]:
+        raise ValueError(f"{path} was not made by '{job.argv[0]}': choose another --name")
+    for key, value in job.wanted.items():
+        if key not in ("name", "resume") and config.get(key, value) != value:
+            raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
+    evals = read_json(path / "eval.json")
+    done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
+    return "done" if done else "begun"
+
+
+def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
+    """Run what is not done, each in a process of one thread; name -> why, of those that failed.
+
+    tell(job, finished) is called as each begins and ends.  Ctrl-C lets them finish their steps and save, then raises
+    grpo.Stop; if this process is killed, they end, too.
+    """
+    waiting = [job for job in jobs if standing(job) != "done"]
+    done = {job.name for job in jobs} - {job.name for job in waiting}
+    running, lost, warned = {}, {}, False
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if done.issuperset(job.needs)]
+            for job in ready[:side_by_side - len(running)]:
+                waiting.remove(job)
+                tell(job, False)
+                job.began = time.time()
+                running[job.name] = job, begin(job)
+            for name, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                said = grpo.leave([process]).strip().splitlines()
+                if not process.returncode and standing(job) == "done":
+                    done.add(name)
+                    tell(job, True)
+                elif not grpo.interrupted:
+                    lost[name] = said[-1] if said else "its evaluation failed"
+                    print(f"! {name}: {lost[name]}", flush=True)
+            if grpo.interrupted and not warned:
+                warned = True
+                waiting.clear()
+                for _, process in running.values():
+                    process.send_signal(signal.SIGINT)
+            if not running and not any(done.issuperset(job.needs) for job in waiting):
+                break
+            time.sleep(0.1)
+    finally:
+        grpo.leave([process for _, process in running.values()], patience=0)
+    if grpo.interrupted:
+        raise grpo.Stop
+    return lost | {job.name: "what it needs failed" for job in waiting}
+
+
+def begin(job: Job):
+    """The process of a job that is new, or goes on."""
+    argv = job.argv
+    if standing(job) == "begun" and argv[0] != "eval":
+        argv = [*argv, "--resume=True"]
+    elif standing(job) == "begun":
+        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
+    return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+# ---- what a study found
+
+def numbers(result: dict) -> dict[str, float | None]:
+    """An evaluation in one flat row: return, ci95 (over tasks), each gym's return, means over gyms, pass@k, …"""
+    gyms = result["gyms"]
+    row = {**result["macro"], **{gym: of["return"] for gym, of in gyms.items()}}
+    for key in ("success", "turns", "effective_turns", "time_weighted"):
+        row[key] = average(of[key] for of in gyms.values())
+    for kind in ("pass", "best"):
+        for k in next(iter(gyms.values())).get(f"{kind}_at", {}):
+            row[f"{kind}@{k}"] = average(of[f"{kind}_at"][k] for of in gyms.values())
+    return row | gyms.get("travel", {}).get("userbench", {}).get("overall", {})
+
+
+def study_results(study: dict) -> dict:
+    """What its runs have measured so far.
+
+    cells: cell -> seed -> {"start", "RL", "demonstrator", "expert": `numbers`}; tests: policy -> test -> seed ->
+    `numbers`.  Only what is there; seeds are text, as JSON has them.
+    """
+    runs, found = Path("runs") / study["name"], {"cells": {}, "tests": {}}
+    for cell, seed in itertools.product(study["cells"], study["seeds"]):
+        evals = read_json(runs / f"{cell}-s{seed}" / "eval.json")
+        cold = read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json")
+        evals = {"demonstrator": cold.get("demonstrator"), "start": evals.get("untrained"), **evals}
+        row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
+        if row.get("RL", {}).get("return") is not None:
+            found["cells"].setdefault(cell, {})[str(seed)] = row
+    for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
+        for test, result in read_json(runs / f"{policy}-s{seed}-tests" / "eval.json").items():
+            if result["macro"]["return"] is not None:
+                found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
+    return found
+
+
+def keep_results(study: dict) -> list[str]:
+    """Write study.json and table.txt, as they are now; the lines of the table."""
+    study["results"] = study_results(study)
+    lines = study_lines(study)
+    for file, text in {"study.json": json.dumps(study, indent=1), "table.txt": "\n".join(lines).strip() + "\n"}.items():
+        path = Path("runs") / study["name"] / file
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.replace(path)
+    return lines
+
+
+def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Job, finished: bool) -> None:
+    """Say that a job begins, or what it found, how long the rest takes, and the table as it grows.
+
+    todo: names of the jobs that are not done; seconds: command -> what its jobs took, {} at first.
+    """
+    command = job.argv[0]
+    if not finished:
+        print(f"   {job.name} …", flush=True)
+        return
+    todo.remove(job.name)
+    seconds.setdefault(command, []).append(time.time() - job.began)
+    every = list(itertools.chain(*seconds.values()))
+    kinds = ["eval" if name.endswith("-tests") else "sft" if "/cold" in name else "train" for name in todo]
+    means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
+    left = sum(means[kind] for kind in kinds) / side_by_side
+    macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
+    returned = f": return {shown(macro)}" if macro else ""
+    print(f"{job.name}{returned} | {grpo.clock(seconds[command][-1])} minutes; {len(todo)} to go, about "
+          f"{grpo.clock(left)} minutes", flush=True)
+    lines = keep_results(study)
+    seed = job.name.rpartition("-")[2]
+    if command == "train" and todo and not any(name.endswith(f"-{seed}") for name in todo):
+        print("\n".join(lines), flush=True)
+
+
+def pm(values, sign: str = "") -> str:
+    """Mean over seeds and half width of its 95 % interval; of one seed the number alone."""
+    values = list(values)
+    if not values or None in values:
+        return "-"
+    mean, half = rewards.mean_ci(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def study_lines(study: dict) -> list[str]:
+    """The tables of a study, from its study.json."""
+    cells, show = study["results"]["cells"], study["show"].split()
+    width = max(map(len, [*study["cells"], "± over tasks"])) + 2
+    head = ["seeds", "start", "RL", "± over tasks", "gain", *show]
+    lines = ["", f"{study['name']}: {study['question']}".rstrip(": "),
+             f"{'':{width}}{head[0]:>6}" + "".join(f"{title:>17}" for title in head[1:])]
+    means = {cell: average(row["RL"]["return"] for row in rows.values()) for cell, rows in cells.items()}
+    for cell in sorted(means, key=means.get, reverse=True):
+        rows = list(cells[cell].values())
+        end, start = [row["RL"] for row in rows], [row.get("start", {}).get("return") for row in rows]
+        gain = [] if None in start else [row["return"] - before for row, before in zip(end, start)]
+        tasks = math.sqrt(sum(row["ci95"] ** 2 for row in end)) / len(end)
+        texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
+        texts += [pm(row.get(key) for row in end) for key in show]
+        lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    for label in ("demonstrator", "expert"):
+        reached = [row[label]["return"] for rows in cells.values() for row in rows.values() if label in row]
+        if reached:
+            lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
+    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
+    seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
+    lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
+    return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
+
+
+def matrix_lines(study: dict, key: str) -> list[str]:
+    """Each policy on each test, one of its `numbers`; a row a test where there are more of them."""
+    table = study["results"]["tests"]
+    rows, columns = list(table), [test for test in study["tests"] if any(test in row for row in table.values())]
+    cell = {(row, test): pm(each.get(key) for each in of.values()) for row in rows for test, of in table[row].items()}
+    corner = "policy | test"
+    if len(columns) > 7:
+        rows, columns, corner = columns, rows, "test | policy"
+        cell = {(test, policy): text for (policy, test), text in cell.items()}
+    if not set(cell.values()) - {"-"}:
+        return []
+    width = max(map(len, [*rows, corner])) + 2
+    lines = ["", f"{key} on the tests", f"{corner:{width}}" + "".join(f"{short(test):>18}" for test in columns)]
+    for row in rows:
+        lines.append(f"{row:{width}}" + "".join(f"{cell.get((row, column), '-'):>18}" for column in columns))
+    return lines
+
+
+def two_sided(t: float, df: int) -> float:
+    """Chance that Student's t is further from 0 than this (Abramowitz & Stegun 26.7.3 and 4; df: whole)."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    cosine, odd = math.cos(angle), df % 2
+    term = cosine if odd else 1.0
+    total = term if df > 1 else 0.0
+    for i in range(3 if odd else 2, df - 1, 2):
+        term *= cosine ** 2 * (i - 1) / i
+        total += term
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def critical(df: int, chance: float) -> float:
+    """The t that Student's t exceeds, on both sides together, with this chance."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, df) > chance else (low, middle)
+    return high
+
+
+def separation(returns: dict[str, list[float]]) -> list[str]:
+    """Which cells differ by more than seeds do, and else how many seeds it would take.
+
+    returns: cell -> a number per seed, the same seeds for all.  Cells of a seed share its cold start, so what counts is
+    the spread that cell and seed leave (a two-way layout without interaction, one spread for all cells):
+    s^2 = sum (y_cs - mean_c - mean_s + mean)^2 / ((C - 1)(S - 1)).  Two means differ beyond chance if they are
+    further apart than t s sqrt(2 / S); t for .05, or, since the pair was picked among all, .05 / pairs (Bonferroni).
+    """
+    cells, y = list(returns), np.array(list(returns.values()), dtype=float)
+    if len(cells) < 2:
+        return []
+    if y.shape[1] < 2:
+        return ["one seed says nothing of chance: cells are compared from the second on"]
+    count, seeds = y.shape
+    means = y.mean(1)
+    rest = y - means[:, None] - y.mean(0) + y.mean()
+    s, pairs = float(np.sqrt((rest ** 2).sum() / ((count - 1) * (seeds - 1)))), count * (count - 1) // 2
+
+    def least(n: int, chance: float) -> float:
+        return critical((count - 1) * (n - 1), chance) * s * math.sqrt(2 / n)
+    best, worst = int(means.argmax()), int(means.argmin())
+    gap = float(means[best] - means[worst])
+    if not gap:
+        return ["All cells earn the same."]
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; picked "
+             f"among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+             f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
+             + ("separated." if gap > least(seeds, .05 / pairs) else
+                "separated if it was the one pair to look at, not as the widest of all."
+                if gap > least(seeds, .05) else "not separated.")]
+    if gap <= least(seeds, .05 / pairs):
+        need = [next((n for n in range(2, 10_000) if least(n, chance) < gap), 10_000) for chance in (.05, .05 / pairs)]
+        lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
+                     f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
+    return lines
+
+
+def ablate(s: Settings) -> None:
+    """A grid of settings, or a ready --study: a run per cell and seed, side by side, and a table that compares them."""
+    if "RANK" in os.environ:
+        raise ValueError("ablate starts its processes itself: run it without torchrun")
+    ready = STUDIES.get(s.study, {})
+    name = s.name or s.study or "ablate"
+    folder = Path("runs") / name
+    if "/" in name or (folder / "config.json").exists():
+        raise ValueError(f"{folder} is a run, not a study: choose another --name")
+    grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
+    if "{user}" in grids["grid"]:
+        if s.user == "scripted":
+            print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
+            grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
+                     for key, text in grids.items()}
+        for user in filter(served, users(s)):                           # a server that is not there is said at once
+            one_user(s, user)
+        grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
+        s = replace(s, user="scripted")
+    grids = {key: text.replace("{name}", name) for key, text in grids.items()}
+    cells = grid_cells(s, "grid", grids["grid"])
+    jobs = study_jobs(s, name, cells, grids["tests"])
+    todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
+    folder.mkdir(parents=True, exist_ok=True)
+    grpo.hold(folder)
+    starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
+    study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
+             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
+    gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
+    side_by_side = s.jobs or (1 if gpu else len(os.sched_getaffinity(0)))
+    print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
+    try:
+        lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
+    except grpo.Stop:
+        print("stopped; the same command goes on")
+        raise
+    print("\n".join(keep_results(study)))
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\n"
+          f"a page for a browser:  python userrl.py report {folder}")
+    if lost:
+        raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+# A picture is drawn when matplotlib is there, and told in text in any case: (file's name, lines of text, draw(figure)).
+
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.edgecolor": "#b0b0b0", "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
+         "xtick.color": "#444444", "ytick.color": "#444444", "xtick.labelsize": 8, "ytick.labelsize": 8,
+         "legend.frameon": False, "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "userrl"}
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #6b6b6b #8c564b".split()     # told apart by most eyes
+GREY = "#8a8a8a"
+
+
 def read_log(path: Path) -> list[dict]:
     """The lines of a log, without those that cannot be read: a run may have been killed in the middle of one."""
     rows = []
@@ -956,6 +1639,321 @@ def read_log(path: Path) -> list[dict]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def curve(path: Path, key: str = "return") -> dict[int, float]:
+    """RL step -> what a run earned by then: on validation tasks if it has some, else in training, a mean of 5 steps."""
+    rows = read_log(path / "metrics.jsonl")
+    phase = "val" if any(row.get("phase") == "val" for row in rows) else "rl"
+    points = [(row["step"], row[key]) for row in rows if row.get("phase") == phase and row.get(key) is not None]
+    window = 5 if phase == "rl" else 1
+    return {step: average(value for _, value in points[max(0, i + 1 - window):i + 1])
+            for i, (step, _) in enumerate(points)}
+
+
+def band(curves: list[dict[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all curves have, and at each their mean, least and most."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = [[one[step] for one in curves] for step in steps]
+    return steps, [average(some) for some in values], [*map(min, values)], [*map(max, values)]
+
+
+def spark(values: list[float], low: float, high: float, width: int = 48) -> str:
+    """A curve as a line of text."""
+    picked = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / ((high - low) or 1)))] for value in picked)
+
+
+def bar(value: float | None, most: float, width: int = 40) -> str:
+    """A number as a bar of text."""
+    return "" if value is None else "█" * round(width * max(0.0, value) / (most or 1))
+
+
+def curves_picture(panels: dict[str, dict[str, list]]):
+    """Learning curves.  panels: title -> label -> a `curve` per seed."""
+    found: dict[str, dict] = {}
+    for title, lines in panels.items():
+        for label, curves in lines.items():
+            if (line := band(curves))[0]:
+                found.setdefault(title, {})[label] = line
+    if not found:
+        return None
+    every = [value for lines in found.values() for line in lines.values() for value in line[1]]
+    low, high = min(every), max(every)
+    text = [f"return by RL step, from {low:.3f} ▁ to {high:.3f} █ (mean over seeds)"]
+    for title, lines in found.items():
+        for label, (steps, mean, _, _) in lines.items():
+            name = f"{title} {label}".strip()
+            text.append(f"{name[-24:]:24} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}")
+    labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
+    several = any(len(curves) > 1 for lines in panels.values() for curves in lines.values())
+
+    def draw(figure):
+        wide = min(3, len(found))
+        tall = math.ceil(len(found) / wide)
+        figure.set_size_inches(1.2 + 3.2 * wide, 0.6 + 2.5 * tall)
+        axes = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
+        for axis, (title, lines) in zip(axes, found.items()):
+            for label, (steps, mean, least, most) in lines.items():
+                colour = COLOURS[labels.index(label) % len(COLOURS)]
+                axis.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+                axis.fill_between(steps, least, most, color=colour, alpha=0.15, linewidth=0)
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("RL step")
+            axis.grid(axis="y")
+            axis.legend()
+        for axis in axes[len(found):]:
+            axis.set_visible(False)
+        note = "; band: lowest and highest seed" if several else ""
+        figure.supylabel(f"return, mean of 5 steps{note}", fontsize=8)
+    return "curves", text, draw
+
+
+def dots_picture(study: dict):
+    """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
+    cells = study["results"]["cells"]
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for rows in cells.values() for run in rows.values())]
+    columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
+    earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
+    order = sorted(cells, key=earned.get)
+    beside = {}
+    for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
+        values = [rows[label].get(column) for cell in cells.values() for rows in cell.values() if label in rows]
+        beside[column, label] = average(values)
+
+    def draw(figure):
+        figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, columns):
+            for y, cell in enumerate(order):
+                values = [run["RL"].get(column) for run in cells[cell].values()]
+                if None in values:
+                    continue
+                mean, half = rewards.mean_ci(values)
+                axis.plot(values, [y] * len(values), "o", color=COLOURS[5], markersize=3, markeredgewidth=0, alpha=0.8)
+                axis.errorbar(mean, y, xerr=0 if math.isnan(half) else half, fmt="o", color=COLOURS[0], markersize=5,
+                              linewidth=1.2)
+            left, right = axis.get_xlim()
+            for label, style in (("start", "-"), ("demonstrator", "--"), ("expert", ":")):
+                x = beside[column, label]
+                # an expert far away would squeeze all that the picture is about
+                if x is not None and left - (right - left) <= x <= right + (right - left):
+                    axis.axvline(x, color=GREY, linestyle=style, linewidth=1)
+            axis.set_title("mean over gyms" if column == "return" else column, loc="left")
+            axis.set_yticks(range(len(order)), order)
+            axis.grid(axis="x")
+            axis.locator_params(axis="x", nbins=4)
+            axis.tick_params(axis="y", length=0)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL (line), "
+                         "demonstrator (dashes), expert (dots)", fontsize=8)
+    return "cells", [], draw
+
+
+def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]], note: str):
+    """Heat maps side by side.  grids: title -> (rows, columns, {(row, column): numbers of the seeds})."""
+    text = []
+    for title, (rows, columns, cells) in grids.items():
+        width = max(map(len, rows)) + 2
+        text += ["", title, " " * width + "".join(f"{short(column):>17}" for column in columns)]
+        for row in rows:
+            text.append(f"{row:{width}}" + "".join(f"{pm(cells.get((row, column), [])):>17}" for column in columns))
+    rows = max((rows for rows, _, _ in grids.values()), key=len)
+
+    def draw(figure):
+        wide = sum(len(columns) for _, columns, _ in grids.values())
+        slanted = max(len(column) for _, columns, _ in grids.values() for column in columns) > 9
+        figure.set_size_inches(2.0 + 0.95 * wide + 0.3 * len(grids), 1.5 + 0.5 * slanted + 0.42 * len(rows))
+        ratios = [len(columns) for _, columns, _ in grids.values()]
+        axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=ratios)[0]
+        for axis, (title, (rows_here, columns, cells)) in zip(axes, grids.items()):
+            means = np.full((len(rows_here), len(columns)), np.nan)
+            for (row, column), values in cells.items():
+                if values and None not in values:
+                    means[rows_here.index(row), columns.index(column)] = average(values)
+            # an expert far above would leave the others one colour; twice the range keeps it light enough for text
+            ranged = [value for (row, column), values in cells.items() if "expert" not in (row, column)
+                      for value in values if value is not None] or [0.0]
+            low, high = min(ranged), max(ranged)
+            axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
+            for (i, j), value in np.ndenumerate(means):
+                if not np.isnan(value):
+                    dark = value > low + 1.2 * (high - low)
+                    axis.text(j, i, f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}", ha="center", va="center",
+                              fontsize=8, color="white" if dark else "black")
+            axis.set_title(title, loc="left")
+            axis.set_xticks(range(len(columns)), columns, rotation=30 if slanted else 0,
+                            ha="right" if slanted else "center")
+            axis.set_yticks(range(len(rows_here)), rows_here if axis is axes[0] else [""] * len(rows_here))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(note, fontsize=8)
+    return name, text, draw
+
+
+def bars_picture(columns: dict[str, dict]):
+    """What each policy of a run earns in each gym, with intervals over tasks."""
+    gyms = list(next(iter(columns.values()))["gyms"])
+    value = {(name, gym): column["gyms"][gym] for name, column in columns.items() for gym in gyms}
+    most = max([of["return"] or 0.0 for of in value.values()])
+    text = []
+    for gym in gyms:
+        for name in columns:
+            of = value[name, gym]
+            text.append(f"{gym:10} {short(name):16} {shown(of):>15} {bar(of['return'], most)}")
+
+    def draw(figure):
+        figure.set_size_inches(1.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
+        axis = figure.subplots()
+        for i, name in enumerate(columns):
+            heights = [value[name, gym]["return"] or 0.0 for gym in gyms]
+            errors = [value[name, gym]["ci95"] or 0.0 for gym in gyms]
+            places = [(len(columns) + 1) * g + i for g in range(len(gyms))]
+            axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
+                     error_kw={"linewidth": 1, "ecolor": "#444444"})
+        axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
+        axis.set_ylabel("return on held-out tasks, ± 95 % over tasks")
+        axis.tick_params(axis="x", length=0)
+        axis.grid(axis="y")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
+    return "gyms", text, draw
+
+
+def strips_picture(path: Path, settings: dict):
+    """What each turn of a conversation was credited with under every scheme: each gym's last one that earned."""
+    talks = {}
+    for row in read_log(path / "samples.jsonl"):
+        if any(row.get("rewards") or []):
+            talks[row["gym"]] = row
+    schemes = {gym: {"reward": row["rewards"]} for gym, row in talks.items()}
+    for gym, row in talks.items():
+        for turn in rewards.TURN:
+            schemes[gym][turn] = rewards.turn_credits(row["rewards"], turn, settings["gamma"], settings["k"])
+        schemes[gym]["advantage"] = row["advantages"]
+    text = []
+    for gym, strips in schemes.items():
+        text.append(f"{gym}, step {talks[gym]['step']}: return {sum(strips['reward']):.2f}; turns from left to right")
+        text += [f"  {name:10}" + "".join(f"{value:+7.2f}" for value in strip) for name, strip in strips.items()]
+
+    def draw(figure):
+        wide = [len(strips["reward"]) for strips in schemes.values()]
+        figure.set_size_inches(1.6 + 0.46 * max(wide), 0.5 + 2.0 * len(schemes))
+        for axis, (gym, strips) in zip(figure.subplots(len(schemes), 1, squeeze=False).flat, schemes.items()):
+            # each strip has colours of its own: they differ in scale
+            shades = [[value / (max(map(abs, strip)) or 1) for value in strip] for strip in strips.values()]
+            axis.imshow(shades, cmap="RdBu", vmin=-1.6, vmax=1.6, aspect="auto")
+            for (i, name), (j, _) in itertools.product(enumerate(strips), enumerate(strips["reward"])):
+                axis.text(j, i, f"{strips[name][j]:.2f}", ha="center", va="center", fontsize=7)
+            axis.set_xlim(-0.5, max(wide) - 0.5)
+            axis.set_title(f"{gym}: return {sum(strips['reward']):.2f}", loc="left")
+            axis.set_yticks(range(len(strips)), strips)
+            axis.set_xticks(range(len(strips["reward"])), range(1, 1 + len(strips["reward"])))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(f"turn; each row shaded by its own largest; advantage: as trained "
+                         f"({settings['combine']}, {settings['normalize']})", fontsize=8)
+    return ("strips", text, draw) if talks else None
+
+
+def study_pictures(folder: Path, study: dict) -> list:
+    """The pictures of a study."""
+    cells_of, results = study["cells"], study["results"]
+    parts: dict[tuple, list[str]] = {}
+    for cell, values in study["cells"].items():
+        parts.setdefault(tuple(values), []).append(cell)
+    panels, grids = {}, {}
+    for keys, cells in parts.items():
+        first, *rest = [key for key in keys if len({cells_of[cell][key] for cell in cells}) > 1] or [""]
+        if not rest:
+            panels.setdefault("", {}).update({cell: cell for cell in cells})
+            continue
+        label = {cell: ", ".join(cells_of[cell][key] for key in rest) for cell in cells}
+        earned = {}
+        for cell in cells:
+            row = cells_of[cell][first]
+            panels.setdefault(f"{first} {row}", {})[label[cell]] = cell
+            earned[row, label[cell]] = [run["RL"]["return"] for run in results["cells"].get(cell, {}).values()]
+        grids[f"{first} (down), {', '.join(rest)} (across)"] = *map(list, map(dict.fromkeys, zip(*earned))), earned
+    paths = {cell: [folder / f"{cell}-s{seed}" for seed in rows] for cell, rows in results["cells"].items()}
+    curves = {title: {label: [*map(curve, paths.get(cell, []))] for label, cell in lines.items()}
+              for title, lines in panels.items()}
+    pictures = [curves_picture(curves), dots_picture(study)]
+    if grids:
+        pictures.append(heat_picture("grid", grids, "return on held-out tasks, mean over seeds"))
+    tests = results["tests"]
+    tables = {}
+    for key in ["return", *study["show"].split()]:
+        cells = {(test, policy): [row.get(key) for row in of.values()] for policy in tests
+                 for test, of in tests[policy].items()}
+        if any(None not in values for values in cells.values()):
+            rows, columns = list(study["tests"]), list(tests)
+            if len(rows) <= 7:
+                rows, columns, cells = columns, rows, {(policy, test): of for (test, policy), of in cells.items()}
+            tables[key] = rows, columns, cells
+    if tables:
+        name, _, draw = heat_picture("tests", tables, "mean over seeds")
+        pictures.append((name, [], draw))                               # in text they are in the study's table
+    for path in [*itertools.chain(*paths.values())][:1]:
+        pictures.append(strips_picture(path, read_json(path / "config.json")))
+    return pictures
+
+
+def run_pictures(path: Path) -> list:
+    """The pictures of a run."""
+    settings, evals = read_json(path / "config.json"), read_json(path / "eval.json")
+    lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
+    pictures = [curves_picture({"": lines})]
+    columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
+    if columns:
+        pictures.append(bars_picture(columns))
+    return [*pictures, strips_picture(path, settings)]
+
+
+def save_picture(path: Path, draw) -> None:
+    """Draw, and write a PNG and an SVG; without matplotlib say so."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"({path.name}: no picture, matplotlib is not installed)")
+        return
+    path.parent.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure)
+        figure.savefig(f"{path}.png", dpi=150)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    print(f"({path}.png, .svg)")
+
+
+def plot(s: Settings) -> None:
+    """Draw runs, or studies: plot runs/demo runs/credit.  PNG and SVG with matplotlib, and as text in any case."""
+    if s.model == "tiny":
+        raise ValueError("plot needs the folders of runs or studies:  python userrl.py plot runs/demo")
+    for place in listed(s.model):
+        folder = Path(place)
+        study = read_json(folder / "study.json")
+        if not study and "gyms" not in read_json(folder / "config.json"):
+            raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
+                             f"{folder} does not exist")
+        try:
+            pictures = study_pictures(folder, study) if study else run_pictures(folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} does not hold what a run or a study writes: {error!r}") from None
+        if study:
+            print("\n".join(study_lines(study)))
+        for name, text, draw in filter(None, pictures):
+            print("\n".join(["", *text]))
+            save_picture(folder / "pictures" / name, draw)
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+# The numbers of an evaluation's table that a report shows, and their names there.
+MEASURES = {"return": "return", "ci95": "± (half a 95 % interval)", "success": "share of tasks solved",
+            "turns": "turns", "effective_turns": "turns until the last reward",
+            "time_weighted": "rewards, each divided by its turn", "n": "number of tasks"}
+PAPER = {"gamma": 0.8, "k": 2.0, "normalize": "std"}                    # UserRL's numbers
+MOST_TALKS = 2000                                                       # conversations in a report
 
 
 def rounded(data):
@@ -1088,187 +2086,23 @@ def write_report(folder: Path) -> Path:
 
 
 def report(s: Settings) -> None:
-    """Write a page about a run, or a folder of runs: --model=runs/demo, --model=runs."""
+    """Write a page for a browser about runs, or folders of runs: report runs/demo.  Curves, tables, conversations."""
     if s.model == "tiny":
-        raise ValueError("report needs --model=<run folder, or a folder of runs>")
-    print(f"written to {write_report(Path(s.model))}")
+        raise ValueError("report needs the folder of a run, or of a study:  python userrl.py report runs/demo")
+    for place in listed(s.model):
+        print(f"written to {write_report(Path(place))}")
 
 
-# ---------------------------------------------------------------------------------------------- commands
-
-def measure(run: grpo.Run, policy, user, label: str) -> None:
-    """Evaluate a policy, once, and say so."""
-    tasks = run.s.eval_tasks
-    if label == "untrained":                                            # it rambles to every limit
-        tasks = math.ceil(tasks / 16)
-
-    def take():
-        result = evaluate(run.s, policy, user, tasks)
-        if counts := user_counts(user):
-            result["user_counts"] = counts
-        run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
-        return result
-    result = run.evaluate(label, take)
-    failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
-    if "user_counts" in result:
-        told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
-        print("   the LLM user so far: " + ", ".join(told), flush=True)
-    spoken, replaced = user_sums(user, ("spoken", "replaced"))
-    if spoken:
-        print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
-              "by the rules", flush=True)
-
-
-def user_sums(user, names) -> list[float]:
-    """What the users of all processes have counted so far."""
-    return grpo.summed([sum(getattr(one, name, 0) for one in getattr(user, "users", [user])) for name in names])
-
-
-def user_counts(user) -> dict[str, float]:
-    """What the LLM users of all processes have done and cost so far; {} without one."""
-    total: dict = {}
-    for one in getattr(user, "users", [user]):
-        for name, count in getattr(one, "counts", {}).items():
-            total[name] = total.get(name, 0) + count
-    return dict(zip(total, grpo.summed(list(total.values())))) if total else {}
-
-
-def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
-    """Take a policy through the phases ("sft", "rl"), evaluating before and after each; go on from a checkpoint."""
-    s, user = run.s, make_user(run.s)
-    scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
-
-    def texts():
-        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
-        return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
-    grpo.first_policy(run, texts, first_envs(s))
-    tell = partial(measure, run, run.engine, user)
-    draw = partial(lesson, s, run.tokenizer, scripted)
-    size = sum(p.numel() for p in run.model.parameters())
-    print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
-    if run.optimizer:
-        print(f"going on after {run.state['phase']} step {run.state['step']}", flush=True)
-    else:
-        tell("untrained" if s.model == "tiny" else "start")
-    teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
-    grpo.run_phases(run, phases, teach, tell)
-    if "sft" in phases:
-        measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
-    measure(run, "expert", user, "expert")
-
-
-def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
-    """A run: the phases one after the other, then the table."""
-    if s.model in SCRIPTED:
-        raise ValueError(f"--model={s.model} is for eval only")
-    if not trained(s):
-        raise ValueError("--hold_out leaves no gym to train in")
-    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
-        if envs.gym_class(gym).expert is envs.Env.expert:
-            raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
-    began = time.time()
-    run = grpo.Run(s, command)
-    try:
-        learn(run, phases)
-    except grpo.Stop:
-        print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
-              f"    python userrl.py {command} --name={run.path.name} --resume=True")
-        raise
-    print_table(run.evals)
-    if "best" in (val := run.state.get("val", {})):
-        last = "-" if val["last"] is None else f"{val['last']:.3f}"
-        print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
-              f"{last};\nit is in {run.path}/best, the table shows the last")
-    before_and_after(run)
-    if run.writes:
-        print(f"curves, tables and conversations, for a browser: {write_report(run.path)}")
-    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
-    print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
-
-
-def demo(s: Settings) -> None:
-    """Cold start, then GRPO; evaluated before, between and after."""
-    start(s, "demo", ("sft", "rl"))
-
-
-def sft(s: Settings) -> None:
-    """The cold start alone: imitate the scripted demonstrator."""
-    start(s, "sft", ("sft",))
-
-
-def train(s: Settings) -> None:
-    """GRPO alone, from a checkpoint."""
-    if s.model == "tiny" and not s.resume:
-        print("note: --model=tiny has no cold start; expect RL to stall (try the demo, or sft first)")
-    start(s, "train", ("rl",))
-
-
-def eval_(s: Settings) -> None:
-    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
-    if s.model == "tiny":
-        raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
-    if s.resume:
-        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
-    run = grpo.Run(s, "eval")
-    user, policy = make_user(s), s.model
-    if policy not in SCRIPTED:
-        model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
-        grpo.must_fit(policy, first_envs(s))
-    run.begin()
-    measure(run, policy, user, s.model)
-    print_table(run.evals)
-    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
-        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
-    print(f"written to {run.path}/eval.json")
-
-
-class Person:
-    """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
-    user = None
-
-    def __init__(self, system_prompt: str, first: str):
-        self.system_prompt, self.first = system_prompt, first
-
-    def reset(self):
-        return self.first, {}
-
-    def turn(self, action: str):
-        print(f"agent  {grpo.printable(action)}")
-        reply = input("you    ")
-        return reply, 0.0, not reply, False, {}
-        yield                                                           # a generator, like every env's turn
-
-
-def play(s: Settings) -> None:
-    """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
-    gym = gym_names(s)[0]
-    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
-    first, _ = env.reset()
-    print(f"{gym}: {env.system_prompt}")
-    if s.model != "tiny":
-        model, tokenizer = grpo.chosen_policy(s)
-        print(f"You are the user; an empty line ends it. For example: {first}")
-        person = Person(env.system_prompt, input("you    ") or first)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
-        grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
-                     max_new_tokens=s.max_new_tokens)
-        return
-    print(f"You are the agent; an empty line ends it.\n\nuser   {first}")
-    total, over = 0.0, False
-    while not over and (action := input("you    ")):
-        text, reward, terminated, truncated, _ = env.step(action)
-        total, over = total + reward, terminated or truncated
-        print(f"user   {grpo.printable(text)}")
-        print(f"       reward {reward:.2f}, so far {total:.2f}, turn {env.turns} of {env.max_turns}")
-    print(f"return {total:.2f}; what was hidden: {env.task}")
-
-
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play, "report": report}
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "report": report,
+            "play": play}
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
+        argv = [*argv, "--study=credit"]
+    if argv[:1] in (["plot"], ["report"]):                              # folders as they are
+        places = [item for item in argv[1:] if not item.startswith("-")]
+        argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
 
 

@@ -43,7 +43,7 @@ def embedded(page: Path) -> dict:
 
 def test_the_numbers_by_hand(run, capsys):
     """Scores 1 and .5 by sum, .5 and .5 discounted by half: under loo turn 1 is a tie, and turn 2 is not."""
-    assert userrl.main(["report", "--model=runs/a"]) == 0
+    assert userrl.main(["report", "runs/a"]) == 0
     assert capsys.readouterr().out == "written to runs/a/report.html\n"
     data = embedded(run / "report.html")
     own, paper = data["groups"]["a/1/travel-7"]
@@ -127,7 +127,7 @@ def test_a_foreign_folder_is_one_clear_line(run, capsys, folder, file, text, say
     if file:
         Path("runs", folder).mkdir(exist_ok=True)
         Path("runs", folder, file).write_text(text)
-    assert userrl.main(["report", f"--model=runs/{folder}"]) == 2
+    assert userrl.main(["report", f"runs/{folder}"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and says in err
     assert not list(Path("runs").glob("*/report.html*"))
