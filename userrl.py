@@ -2493,7 +2493,7 @@ function drawWhy(talk, t) {
     ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
   const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
     head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
-  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing becomes likelier.";
+  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing changes.";
   const box = el("section", {id: "why", ariaLabel: "why this advantage"},
     el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
     el("p", {}, inShort(talk, t)));
