@@ -1068,23 +1068,18 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
-    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    if s.tests:
+        return examine(s)
     run = grpo.Run(s, "eval")
-    user = None if tests else make_user(s)
-    if s.model not in SCRIPTED:
+    user, policy = make_user(s), s.model
+    if policy not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
-        grpo.must_fit(grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context), first_envs(s))
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        grpo.must_fit(policy, first_envs(s))
     run.begin()
-    for label, test in (tests or {s.model: s}).items():
-        run.s, policy = test, s.model
-        if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
-        measure(run, policy, user or make_user(test), label)
-    for _, some in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
-        some = list(some)
-        for first in range(0, len(some), 6):                            # as many columns as fit
-            print_table(dict(some[first:first + 6]))
-    if not tests and gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
+    measure(run, policy, user, s.model)
+    print_table(run.evals)
+    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
         print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
     print(f"written to {run.path}/eval.json")
 
@@ -1229,6 +1224,26 @@ def meant(s: Settings, key: str, text: str) -> str:
 def word(s: Settings, key: str, value: str) -> str:
     """A setting in the name of a cell: "naive", but "gamma0.8"."""
     return value if value and isinstance(getattr(s, key, None), str) else f"{key}{value}"
+
+
+def examine(s: Settings) -> None:
+    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    run = grpo.Run(s, "eval")
+    if s.model not in SCRIPTED:
+        model, tokenizer = grpo.chosen_policy(s)
+    run.begin()
+    for name, run.s in tests.items():
+        policy = s.model
+        if s.model not in SCRIPTED:
+            policy = grpo.Engine(model, tokenizer, rows=run.s.rows, max_len=run.s.context)
+            grpo.must_fit(policy, first_envs(run.s))
+        measure(run, policy, make_user(run.s), name)
+    for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
+        alike = list(alike)
+        for first in range(0, len(alike), 6):                           # as many columns as fit
+            print_table(dict(alike[first:first + 6]))
+    print(f"written to {run.path}/eval.json")
 
 
 @dataclass
