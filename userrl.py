@@ -6,6 +6,7 @@
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
     python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
     python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
+    python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
@@ -13,8 +14,9 @@
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), talks.jsonl (every conversation of an
-evaluation, --save_talks), checkpoint/, best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
+(training conversations in whole groups, with reward, credit and advantage of each turn), talks.jsonl (every
+conversation of an evaluation, --save_talks), report.html, checkpoint/, best/ (--eval_every), reference/ (the policy
+that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
@@ -1290,21 +1292,47 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
             print(f"   ! {line}", flush=True)
-        if talks and (step % s.sample_every == 0 or step == 1):
-            show_sample(run, step, talks[step % len(talks)], advantages[step % len(talks)])
+        if step % s.sample_every == 0 or step == 1:
+            log_samples(run, step, talks, advantages, signals)
+            if talks:
+                show_sample(talks[step % len(talks)], advantages[step % len(talks)])
         if s.eval_every and (step % s.eval_every == 0 or step == s.steps):
             val = validate(run, user, step, val)
         run.finish_step(step, s.steps, "rl", mixture=mixture, val=val)
 
 
-def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None:
-    """Write a conversation to samples.jsonl and print it, with each turn's reward and advantage."""
-    s = run.s
+def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> None:
+    """Write conversations to samples.jsonl: of each gym a whole group, because an advantage compares within its group.
+
+    Of the groups of a gym it is the one that `show_sample` prints from, else one with a signal, else any.
+    """
+    shown = talks[step % len(talks)].group if talks else None
+    members: dict[str, list[int]] = {}
+    for i, talk in enumerate(talks):
+        members.setdefault(talk.group, []).append(i)
+    mine: dict[str, list[dict]] = {}
+    for group in sorted(members, key=lambda group: (group != shown, group not in signals)):
+        rows = [sample_row(run.s, step, talks[i], advantages[i], len(members[group])) for i in members[group]]
+        mine.setdefault(rows[0]["gym"], rows)
+    picked: dict[str, list[dict]] = {}
+    for theirs in grpo.gather(mine):
+        picked = {**theirs, **picked}
+    for row in itertools.chain(*picked.values()):
+        run.log("samples.jsonl", row)
+
+
+def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
+    """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
-    run.log("samples.jsonl", {
-        "phase": "rl", "step": step, "gym": talk.gym, "status": talk.status, "messages": talk.messages,
-        "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "advantages": advantages, "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
+    return {
+        "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
+        "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
+        "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
+        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+
+
+def show_sample(talk, advantages: list[float]) -> None:
+    """Print a conversation, with each turn's reward and advantage."""
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
     history = [("agent" if m["role"] == "assistant" else "user", m["content"]) for m in talk.messages[1:]]
     earned = [f"{reward:5.2f} {advantage:+6.2f}" for reward, advantage in zip(talk.turn_rewards, advantages)]
@@ -1472,6 +1500,8 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
               f"{last};\nit is in {run.path}/best, the table shows the last")
     before_and_after(run)
+    if run.writes:
+        print(f"curves, tables and conversations, for a browser: {write_report(run.path)}")
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
 
@@ -2106,7 +2136,8 @@ def ablate(s: Settings) -> None:
         print("stopped; the same command goes on")
         raise
     print("\n".join(keep_results(study)))
-    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}")
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\n"
+          f"a page for a browser:  python userrl.py report {folder}")
     if lost:
         raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
 
@@ -2442,7 +2473,155 @@ def plot(s: Settings) -> None:
             save_picture(folder / "pictures" / name, draw)
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "play": play}
+# ---------------------------------------------------------------------------------------------- the report
+
+# The numbers of an evaluation's table that a report shows, and their names there.
+MEASURES = {"return": "return", "ci95": "± (half a 95 % interval)", "success": "share of tasks solved",
+            "turns": "turns", "effective_turns": "turns until the last reward",
+            "time_weighted": "rewards, each divided by its turn", "n": "number of tasks"}
+PAPER = {"gamma": 0.8, "k": 2.0, "normalize": "std"}                    # UserRL's numbers
+MOST_TALKS = 2000                                                       # conversations in a report
+
+
+def rounded(data):
+    """The same data with four significant digits, because the page shows fewer; NaN and infinity, as None."""
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [rounded(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, float):
+        data = float(f"{data:.4g}")
+        return int(data) if data.is_integer() and abs(data) < 1e6 else data
+    return data
+
+
+def runs_in(folder: Path) -> list[tuple[Path, dict]]:
+    """(folder, settings) of a run, or of each run in a folder of runs; ValueError in one line if there is none."""
+    found = []
+    for path in [folder] if (folder / "config.json").exists() else sorted(folder.glob("*/")):
+        settings = read_json(path / "config.json")
+        if {"command", "gyms", "turn", "trajectory", "combine", *PAPER} <= set(settings):
+            found.append((path, settings))
+    if not found:
+        raise ValueError(f"{folder} is no run of userrl.py, nor a folder of such runs")
+    return found
+
+
+def all_numbers(values: list) -> bool:
+    """Are these numbers, or None?"""
+    return all(value is None or isinstance(value, (int, float)) for value in values)
+
+
+def curves(rows: list[dict]) -> dict[str, dict]:
+    """Of each phase a list of numbers per column of metrics.jsonl, None where there is none; at most some 400 rows."""
+    table = {}
+    for phase in ("sft", "rl", "val"):
+        some = [row for row in rows if row.get("phase") == phase]
+        some = some[::1 + len(some) // 400]
+        keys = dict.fromkeys(itertools.chain(*some))
+        columns = {key: [row.get(key) for row in some] for key in keys}
+        table[phase] = {key: values for key, values in columns.items() if all_numbers(values)}
+    return table
+
+
+def said(messages: list[dict]) -> list[list[str]]:
+    """[["agent", text], …] from chat messages."""
+    return [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in messages]
+
+
+def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dict]]:
+    """The conversations of a group, and its `rewards.workings` with the run's own numbers and with the paper's.
+
+    No workings unless the whole group is in the log: an advantage compares.
+    """
+    talks = []
+    for place, row in enumerate(rows):
+        talks.append({
+            "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
+            "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
+            "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
+        rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
+    if len(rows) != rows[0].get("of"):
+        return talks, []
+    earned, tokens = [talk["rewards"] for talk in talks], [talk["tokens"] for talk in talks]
+    own = {key: settings[key] for key in PAPER}
+    return talks, [rewards.workings(earned, tokens, **numbers) for numbers in (own, PAPER)]
+
+
+def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], dict[str, list], int]:
+    """Of a run: the last conversations of samples.jsonl, then those of talks.json; the workings of each group.
+
+    Also how many conversations samples.jsonl has.
+    """
+    by_group: dict[str, list[dict]] = {}
+    for row in read_log(path / "samples.jsonl"):
+        by_group.setdefault(f"{path.name}/{row.get('step')}/{row.get('group')}", []).append(row)
+    talks, groups = [], {}
+    for name, rows in reversed(by_group.items()):
+        try:
+            some, numbers = group_record(rows, settings)
+        except (ValueError, TypeError, LookupError, AttributeError):    # not what a run writes
+            continue
+        if len(talks) + len(some) > most:
+            break
+        if numbers:
+            groups[name] = numbers
+        talks = [{**talk, "group": name if numbers else None} for talk in some] + talks
+    for policy, gyms in read_json(path / "talks.json").items():
+        for gym, talk in gyms.items():
+            talks.append({"id": f"{policy}/{gym}", "gym": gym, "policy": policy, "status": talk["status"],
+                          "said": talk["history"], "rewards": list(talk["rewards"]), "tokens": [], "thoughts": []})
+    return talks, groups, sum(map(len, by_group.values()))
+
+
+def run_record(path: Path, settings: dict) -> dict:
+    """What a report shows of a run beside its conversations."""
+    evals = {}
+    for policy, result in read_json(path / "eval.json").items():
+        tables = {**result["gyms"], "macro average": result["macro"], "micro average": result["micro"]}
+        rows = {name: {key: row.get(key) for key in MEASURES} for name, row in tables.items()}
+        evals[policy] = {"table": rows, "failed": result.get("failed", "")}
+    return {"name": path.name, "settings": settings, "evals": evals, "curves": curves(read_log(path / "metrics.jsonl"))}
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html into a run's folder, or a folder of runs; ValueError in one line where there is none.
+
+    The page needs neither network nor packages.  Every number in it was computed here.
+    """
+    runs = runs_in(folder)
+    data = {"title": folder.resolve().name, "endings": ENDINGS, "measures": MEASURES,
+            "runs": [], "talks": [], "groups": {}, "logged": 0}
+    for path, settings in runs:
+        try:
+            talks, groups, logged = conversations(path, settings, MOST_TALKS // len(runs))
+            data["runs"].append(run_record(path, settings))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold what a run writes: {grpo.reason(error)}") from None
+        data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
+        data["groups"] |= groups
+        data["logged"] += logged
+    columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    # "<" as JSON may also write it: no text of a model ends the script that the data stand in
+    text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    part = folder / "report.html.part"
+    part.write_text(PAGE.replace("__DATA__", text))
+    return part.replace(folder / "report.html")
+
+
+def report(s: Settings) -> None:
+    """Write a page for a browser about runs, or folders of runs: report runs/demo.  Curves, tables, conversations."""
+    if s.model == "tiny":
+        raise ValueError("report needs the folder of a run, or of a study:  python userrl.py report runs/demo")
+    for place in listed(s.model):
+        print(f"written to {write_report(Path(place))}")
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "report": report,
+            "play": play}
 
 
 def main(argv: list[str]) -> int:
@@ -2452,6 +2631,565 @@ def main(argv: list[str]) -> int:
         places = [item for item in argv[1:] if not item.startswith("-")]
         argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
+
+
+# ---------------------------------------------------------------------------------------------- the report's page
+
+# __DATA__ is what `report_data` collects.
+PAGE = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<!-- nothing is fetched from anywhere, whatever a model wrote into a conversation -->
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; img-src data:;
+  style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>report</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#faf9f7, #15171b); --card: light-dark(#fff, #1d2026); --line: light-dark(#e2dfd9, #343842);
+  --ink: light-dark(#22252b, #e3e5e9); --dim: light-dark(#646974, #9aa1ad); --link: light-dark(#1f5fbf, #8ab4f8);
+  --more: light-dark(#2f76d2, #5b9cf5); --less: light-dark(#d9730d, #f08c3a); --mark: light-dark(#eef3fb, #262c38);
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; background: var(--paper); color: var(--ink);
+       font: 15px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums }
+header { display: flex; gap: 16px; align-items: start; justify-content: space-between; padding: 26px 0 4px }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 }
+h2 { font-size: 18px; margin: 40px 0 6px }
+h3 { font-size: 14px; margin: 0 }
+p { margin: 6px 0; max-width: 84ch }
+a { color: var(--link); text-decoration: none }
+a:hover { text-decoration: underline }
+mark { color: inherit; padding: 1px 5px; border-radius: 4px }
+.dim { color: var(--dim) }
+.small { font-size: 13px }
+.scroll { overflow-x: auto }
+.maths { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere }
+:focus-visible, label:has(:focus-visible) { outline: 2px solid var(--link); outline-offset: 1px }
+button, select, input { font: inherit; font-size: 13px; color: inherit; background: var(--card); padding: 3px 9px;
+                        border: 1px solid var(--line); border-radius: 7px }
+button, summary, label { cursor: pointer }
+input { width: 5.5em }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; border-bottom: 1px solid var(--line) }
+th, legend { color: var(--dim); font-size: 13px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 8px 0; max-width: 90ch }
+dd { margin: 0 }
+figure, #schemes, #list { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0 }
+#charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px }
+figure { padding: 12px 14px }
+svg { display: block; width: 100%; height: auto; margin-top: 6px; font-size: 10px; fill: var(--dim) }
+.key { display: flex; flex-wrap: wrap; gap: 1px 10px; font-size: 12px; min-height: 3.1em; align-content: start }
+.key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 4px }
+#schemes { display: flex; flex-wrap: wrap; gap: 8px 22px; padding: 10px 14px; position: sticky; top: 0; z-index: 1 }
+fieldset { border: 0; margin: 0; padding: 0; min-width: 0; max-width: 266px }
+fieldset:last-child { max-width: none }
+fieldset:disabled { opacity: .45 }
+fieldset input { position: absolute; opacity: 0; width: 1px }
+legend { padding: 0 }
+label { display: inline-block; font-size: 13px; padding: 2px 9px; border: 1px solid var(--line); margin-right: -1px }
+label:first-of-type { border-radius: 7px 0 0 7px }
+label:last-of-type { border-radius: 0 7px 7px 0 }
+label:has(:checked) { background: var(--link); border-color: var(--link); color: var(--card) }
+#filters { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 8px 0 }
+#browser { display: grid; grid-template-columns: 290px minmax(0, 1fr); gap: 22px; align-items: start }
+#list { height: calc(100vh - 150px); overflow-y: auto; position: sticky; top: 135px }
+.row { display: flex; flex-wrap: wrap; justify-content: space-between; padding: 6px 12px; font-size: 13px;
+       color: inherit; border-bottom: 1px solid var(--line) }
+.row:hover, .row[aria-current] { background: var(--mark); text-decoration: none }
+.row[aria-current] { box-shadow: inset 3px 0 var(--link) }
+.row .strip { width: 100% }
+.strip { display: inline-flex; gap: 2px; flex-wrap: wrap; padding-top: 5px; vertical-align: top }
+.strip i { width: 12px; height: 12px; border-radius: 3px; border: 1px solid var(--line) }
+.group { display: grid; grid-template-columns: repeat(2, max-content) 1fr; gap: 0 14px; font-size: 13px }
+.say { margin: 10px 0; max-width: 78ch; scroll-margin-top: 140px }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 13px; border: 1px solid var(--line);
+        border-radius: 4px 12px 12px 12px; background: var(--card) }
+.agent { margin-left: 28px }
+.agent .said { border-radius: 12px 4px 12px 12px; cursor: pointer }
+.agent.on .said { outline: 2px solid var(--link) }
+.thought { font-style: italic; padding: 3px 13px; overflow-wrap: anywhere }
+.who { display: flex; flex-wrap: wrap; gap: 3px 12px; align-items: baseline; font-size: 13px; color: var(--dim) }
+.who b { color: var(--ink) }
+#why { margin: 8px 0 18px 28px; max-width: 78ch; padding: 12px 16px; background: var(--mark); border-radius: 10px }
+#why li { margin: 7px 0 }
+#why td { padding: 0; border: 0; height: 30px }
+#why th { border: 0; white-space: nowrap; vertical-align: bottom }
+#why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
+#why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
+@media (max-width: 760px) {
+  body { padding: 0 12px 40px }
+  #browser { grid-template-columns: minmax(0, 1fr) }
+  #list, #schemes { position: static; max-height: 40vh }
+  .agent, #why { margin-left: 0 }
+  .say { scroll-margin-top: 8px }
+  .wide { display: none }
+}
+</style>
+<header>
+  <div><h1 id="title"></h1><div id="about" class="dim"></div></div>
+  <button id="theme" title="light or dark">◐ <span class="wide">theme</span></button>
+</header>
+<p>An agent talks with simulated users, and some of its turns earn a <b>reward</b>. It is trained on <b>groups</b>:
+  several conversations that begin alike, with the same user and the same task. An <b>advantage</b> says what training
+  does with a turn: above 0 its words become <mark id="more">more likely</mark>, below 0
+  <mark id="less">less likely</mark>, at 0 nothing happens. How rewards become advantages is a choice, a <b>scheme</b>.
+  Under <a href="#conversations">Conversations</a> every scheme can be compared on every turn: click on what the agent
+  said, and the arithmetic is spelled out.</p>
+<details><summary>Words used here</summary><dl id="words"></dl></details>
+<details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
+<section id="results"><h2>Results on held-out tasks</h2>
+  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
+    <select id="measure" aria-label="measure"></select>
+    <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
+  <div class="scroll"><table id="table"></table></div></section>
+<section id="curves"><h2>Learning curves</h2>
+  <p class="dim small">Thin: each run and step. Thick: the mean of a cell's runs, running over five steps. Point at a
+    curve to read it.</p>
+  <div id="charts"></div></section>
+<section id="conversations"><h2>Conversations</h2>
+  <p class="dim small" id="count"></p>
+  <div id="schemes"></div>
+  <div id="filters"></div>
+  <div id="browser"><nav id="list" aria-label="conversations"></nav><main id="talk"></main></div></section>
+<script type="application/json" id="data">__DATA__</script>
+<script>
+"use strict";
+// ---- helpers; text reaches the page as text only, never as HTML
+
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+function el(tag, props, ...kids) {
+  const e = Object.assign(document.createElement(tag), props);
+  e.append(...kids.filter(kid => kid != null));
+  return e;
+}
+function svg(tag, attributes, text) {
+  const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const key in attributes) e.setAttribute(key, attributes[key]);
+  if (text != null) e.textContent = text;
+  return e;
+}
+function num(x) {
+  if (typeof x !== "number") return "–";
+  const size = Math.abs(x), digits = size >= 100 ? 0 : size && size < 0.1 ? 3 : 2;
+  return (Number(x.toFixed(digits)) === 0 ? 0 : x).toFixed(digits).replace("-", "−");
+}
+const signed = x => (x > 0 ? "+" : "") + num(x);
+const sub = n => String(n).replace(/\d/g, d => "₀₁₂₃₄₅₆₇₈₉"[d]);
+const power = n => String(n).replace(/\d/g, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+const total = list => list.reduce((a, b) => a + b, 0);
+const mean = list => list.length ? total(list) / list.length : null;
+const unique = list => [...new Set(list)];
+const known = list => list.filter(x => x != null);
+
+// ---- the head of the page
+
+const WORDS = {
+  turn: "one message of the agent, and what the user replies to it",
+  token: "a word or a piece of one, which is what training counts",
+  reward: "r, what a turn earned by the rules of its gym (the game that is played)",
+  return: "the sum of a conversation's rewards",
+  group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
+  credit: "w, how much of what was earned is said to be this turn's doing",
+  score: "R, one number for a whole conversation",
+  z: "how much better R is than the group's mean R, in units of its standard deviation (std) or mean size (mean)",
+  advantage: "A, what training does with the words of a turn: more likely above 0, less likely below",
+  "γ (gamma)": "the discount: a reward that comes n turns later counts γⁿ times",
+  numbers: "γ and the unit of z: as this run was trained with, or as in the UserRL paper"};
+for (const word in WORDS) $("words").append(el("dt", {}, word), el("dd", {}, WORDS[word]));
+const one = D.runs.length === 1, first = (D.runs.find(run => run.curves.rl.step) || D.runs[0]).settings;
+const trained = s => s.combine === "loo" ? "loo" : `${s.turn} ${s.trajectory} ${s.combine}`;
+document.title = $("title").textContent = D.title;
+$("about").textContent = !one ? D.runs.length + " runs" : `${first.command}, ${first.steps} steps of RL, seed ${
+  first.seed}; gyms: ${first.gyms}; user: ${first.user}; trained with the scheme ${trained(first)}`;
+// of several runs only what differs
+for (const run of D.runs) {
+  const lines = Object.entries(run.settings).filter(([key, value]) => key !== "checksum"
+    && (one || D.runs.some(other => other.settings[key] !== value)));
+  $("settings").append((one ? "" : `\n${run.name}\n`) + lines.map(([key, value]) => `${key} = ${value}\n`).join(""));
+}
+const dark = () => (document.documentElement.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches
+  ? "dark" : "light")) === "dark";
+$("theme").onclick = () => { document.documentElement.style.colorScheme = dark() ? "light" : "dark"; };
+
+function drawTable() {
+  const measure = $("measure").value, rows = [];
+  for (const run of D.runs)
+    for (const policy in run.evals)
+      if ($("policy").value === "" || $("policy").value === policy)
+        rows.push({run: run.name, policy, ...run.evals[policy]});
+  const names = unique(rows.flatMap(row => Object.keys(row.table)))
+    .filter(name => rows.some(row => row.table[name]?.[measure] != null));
+  const cell = x => el("td", {}, num(x?.[measure]),
+    measure === "return" && x?.ci95 != null ? el("span", {className: "dim small"}, " ± " + num(x.ci95)) : null);
+  $("table").replaceChildren(
+    el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
+    ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
+      el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
+}
+for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
+const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
+for (const name of policies) $("policy").append(el("option", {value: name}, name));
+$("policy").hidden = one;
+if (!one && policies.includes("RL")) $("policy").value = "RL";
+$("policy").onchange = $("measure").onchange = drawTable;
+drawTable();
+$("results").hidden = !policies.length;
+
+// ---- curves: lines is {name: [{x: [...], y: [...]}, one per run]}; a y may be null
+
+function smooth(runs) {
+  const x = unique(runs.flatMap(run => run.x)).sort((a, b) => a - b);
+  const rows = runs.map(run => new Map(run.x.map((at, i) => [at, run.y[i]])));
+  const y = x.map(at => mean(known(rows.map(row => row.get(at)))));
+  return {x, y: y.map((now, i) => now == null ? null : mean(known(y.slice(Math.max(0, i - 4), i + 1))))};
+}
+function chart(title, hint, lines) {
+  const colour = i => `hsl(${(215 + i * 137.5) % 360} 58% ${48 + i % 2 * 8}%)`;
+  const drawn = Object.entries(lines).map(([name, runs]) => ({name, runs: runs.filter(run => known(run.y).length)}))
+    .filter(line => line.runs.length).map((line, i) => ({...line, ...smooth(line.runs), colour: colour(i)}));
+  if (!drawn.length) return;
+  const runs = drawn.flatMap(line => line.runs), W = 320, H = 170, left = 34, low = H - 18;
+  const xs = unique(runs.flatMap(run => run.x)), x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1);
+  const ys = known(runs.flatMap(run => run.y)), y0 = Math.min(0, ...ys);
+  const span = (Math.max(...ys) - y0 || 1) * 1.05, unit = 10 ** Math.floor(Math.log10(span / 3));
+  const gap = unit * [1, 2, 5, 10].find(n => span / (unit * n) <= 4.2);
+  const X = x => left + (x - x0) / (x1 - x0) * (W - left - 6), Y = y => low - (y - y0) / span * (low - 8);
+  const last = drawn.map(line => `${line.name} ${num(known(line.y).at(-1))}`).join(", ");
+  const art = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}, at the end: ${last}`});
+  for (let y = Math.ceil(y0 / gap) * gap; y <= y0 + span; y += gap)
+    art.append(svg("line", {x1: left, x2: W - 6, y1: Y(y), y2: Y(y), stroke: "var(--line)"}),
+      svg("text", {x: left - 5, y: Y(y) + 3, "text-anchor": "end"}, +y.toPrecision(3)));
+  art.append(svg("text", {x: left, y: H - 4}, x0),
+    svg("text", {x: W - 6, y: H - 4, "text-anchor": "end"}, "step " + x1));
+  const draw = (run, style) => art.append(svg("polyline", {...style, fill: "none", points: run.x.map((x, i) =>
+    run.y[i] == null ? "" : `${X(x).toFixed(1)},${Y(run.y[i]).toFixed(1)}`).join(" ")}));
+  for (const line of drawn) {
+    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.3});
+    draw(line, {stroke: line.colour, "stroke-width": 2});
+  }
+  const hair = svg("line", {y1: 8, y2: low, stroke: "var(--dim)", visibility: "hidden"});
+  const key = el("div", {className: "key"});
+  art.append(hair);
+  const read = x => key.replaceChildren(...x == null ? [] : [el("b", {}, "step " + x)], ...drawn.map(line => {
+    const y = line.y[line.x.indexOf(x)];
+    return el("span", {}, el("i", {style: `background:${line.colour}`}), line.name + (y == null ? "" : " " + num(y)));
+  }));
+  art.onpointermove = event => {
+    const box = art.getBoundingClientRect(), at = (event.clientX - box.left) / box.width * W;
+    const x = xs.reduce((best, x) => Math.abs(X(x) - at) < Math.abs(X(best) - at) ? x : best);
+    for (const end of ["x1", "x2"]) hair.setAttribute(end, X(x));
+    hair.setAttribute("visibility", "visible");
+    read(x);
+  };
+  art.onpointerleave = () => { hair.setAttribute("visibility", "hidden"); read(); };
+  read();
+  $("charts").append(el("figure", {}, el("h3", {}, title), el("div", {className: "dim small"}, hint), art, key));
+}
+const curve = (run, phase, key) => ({x: run.curves[phase].step || [], y: run.curves[phase][key] || []});
+// a study's runs, CELL-s0, CELL-s1, ..., are one line
+function cells(phase, key) {
+  const lines = {};
+  for (const run of D.runs) (lines[run.name.replace(/-s\d+$/, "")] ??= []).push(curve(run, phase, key));
+  return lines;
+}
+for (const [phase, hint] of [["rl", "what training conversations earned"], ["val", "on validation tasks"]]) {
+  const keys = {"all gyms": "return", ...Object.fromEntries(D.gyms.map(gym => [gym, gym]))}, lines = {};
+  for (const name in keys)
+    if (one) lines[name] = [curve(D.runs[0], phase, keys[name])];
+    else chart("Return, " + name, hint, cells(phase, keys[name]));
+  chart("Return", hint, lines);
+}
+chart("Dead groups", "share of groups that teach nothing: all earned the same", cells("rl", "dead"));
+chart("Turns", "length of a conversation", cells("rl", "turns"));
+chart("Entropy", "how undecided the agent is about its next word", cells("rl", "entropy"));
+chart("Distance from the start", "KL to the policy that RL started from", cells("rl", "kl_ref"));
+chart("Cold start: loss", "imitating the demonstrator", cells("sft", "loss"));
+$("curves").hidden = !$("charts").children.length;
+
+// ---- schemes: S is the chosen one; D.groups has, per group, the numbers as trained and as in the paper
+
+const PAPER = Object.values(D.groups)[0]?.[1], like = c => `γ ${c.gamma}, ${c.normalize}`;
+const PARTS = {
+  turn: ["credit w of a turn", {naive: "its own reward", equalized: "the same for every turn",
+    r2g: "its reward and all later ones", em: "its own reward, squeezed: ½ for nothing, 1 for 1"}],
+  trajectory: ["score R of a conversation", {sum: "all rewards added", mean: "all rewards, averaged",
+    r2g: "all rewards added, discounted"}],
+  combine: ["advantage A", {scale: "z, dealt out by credit (UserRL's code)",
+    paper: "credit against the mean score (as printed)", shift: "z, moved by the turn's credit",
+    loo: "what was still to come, against the other rollouts"}],
+  set: ["numbers", PAPER && D.runs.some(run => like(run.settings) !== like(PAPER)) ?
+    {0: one ? `this run (${like(first)})` : "as trained", 1: `UserRL (${like(PAPER)})`} : {}]};
+const S = {turn: first.turn, trajectory: first.trajectory, combine: first.combine, set: 0}, at = {talk: -1, turn: -1};
+function drawSchemes() {
+  $("schemes").replaceChildren(...Object.entries(PARTS).map(([part, [title, options]]) => {
+    const idle = S.combine === "loo" && (part === "turn" || part === "trajectory");
+    const pick = value => el("label", {}, el("input", {type: "radio", name: part, value,
+      checked: String(S[part]) === value, onchange: () => choose({[part]: part === "set" ? +value : value})}),
+    part === "set" ? options[value] : value);
+    return !Object.keys(options).length ? "" : el("fieldset", {disabled: idle}, el("legend", {}, title),
+      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small wide"},
+        idle ? "loo does not read it" : options[S[part]]));
+  }));
+}
+const workings = talk => D.groups[talk.group]?.[S.set];
+const advantages = (talk, s = S) => workings(talk)?.advantages[trained(s)][talk.place];
+const largest = (talk, s = S) => Math.max(1e-9, ...workings(talk).advantages[trained(s)].flat().map(Math.abs));
+const tint = (a, top) => !a ? "" : `background: color-mix(in srgb, var(--${a > 0 ? "more" : "less"}) ${
+  Math.round(10 + 55 * Math.min(1, Math.abs(a) / top))}%, var(--card))`;
+$("more").style = tint(1, 2);
+$("less").style = tint(-1, 2);
+
+// ---- why a turn was paid: the scheme's formula, filled in with the numbers that Python computed
+
+function explain(talk, t) {
+  const c = workings(talk), i = talk.place, T = sub(t + 1), r = talk.rewards, A = signed(advantages(talk)[t]);
+  const g = c.gamma === 1 ? "" : "γ ", count = c.R.sum.length, centred = c.normalize === "center", lines = [];
+  const add = (maths, words) => lines.push(el("li", {}, el("div", {className: "maths"}, maths), el("div", {}, words)));
+  const over = unit => centred ? "" : ` / ${num(unit)}`;
+  const size = {std: "standard deviation", mean: "mean size"}[c.normalize];
+  const divided = what => centred ? "." : `; the unit is the ${size} of ${what}.`;
+  const factor = j => g && j ? `${c.gamma}${j > 1 ? power(j) : ""} · ` : "";
+  const sum = from => r.slice(from).map((x, j) => x && factor(j) + num(x)).filter(Boolean).join(" + ") || "0";
+  const is = (text, x) => text === num(x) ? text : `${text} = ${num(x)}`;
+  const toGo = `r${T} + ${g}r${sub(t + 2)} + … = ${is(sum(t), c.w.r2g[i][t])}`;
+  if (S.combine === "loo") {
+    const G = c.w.r2g, theirs = G.filter((_, j) => j !== i).map(row => num(row[t] ?? 0)).join(", ");
+    add(`G${T} = ${toGo}`, "What this conversation earned from this turn on.");
+    add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
+      `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
+    add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
+      "More than the others is above 0, less is below" + divided("the group's G₁"));
+    return lines;
+  }
+  const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
+  add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
+    em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
+  `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
+  if (S.combine === "paper") {
+    add(`mean R = (${c.R[key].map(num).join(", ")}) / ${count} = ${m}`,
+      `The scores of the group's ${count} rollouts: ${PARTS.trajectory[1][key]}.`);
+    add(`A${T} = (w${T} − mean R)${centred ? "" : " / unit"} = (${num(w)} − ${m})${over(c.paper_unit[key])} = ${A}`,
+      "The credit of one turn, against the mean score of whole conversations" + divided("the scores"));
+    return lines;
+  }
+  const plain = r.filter(Boolean).map(num).join(" + ") || "0";
+  add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
+    r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
+  `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
+  add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
+    `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
+    + divided("the group's scores"));
+  if (S.combine === "scale") {
+    const used = c.used[S.turn][i], all = c.sum[S.turn][i];
+    add(all ? `A${T} = z · w${T} / mean w = ${num(z)} · ${num(w)} / (${num(all)} / ${used}) = ${A}` : `A${T} = 0`,
+      !all ? "No turn of this conversation has credit: there is nothing to deal z out by."
+      : !w ? "A turn without credit gets no share of z, however the conversation went."
+      : `z is dealt out by credit; ${num(all)} / ${used} is the mean credit of a word in the turns that have any.`
+        + (z < 0 && S.turn !== "equalized" ? " As z is below 0, more credit means more blame." : ""));
+  } else {
+    const own = num(c.m[S.turn][i]), range = c.range[S.turn];
+    if (range) add(`A${T} = z + (w${T} − own mean w)${centred ? "" : " / range"} = ${num(z)} + (${num(w)} − ${own})${
+      over(range)} = ${A}`, "More credit than this conversation's mean lifts a turn above z, less lowers it below"
+      + (centred ? "." : "; the range is the group's largest credit minus its smallest."));
+    else add(`A${T} = z = ${A}`, "All credits in the group are equal: nothing moves z.");
+  }
+  return lines;
+}
+function inShort(talk, t) {
+  const now = talk.rewards[t], later = total(talk.rewards.slice(t + 1)), n = num(now), l = num(later);
+  const did = `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: `;
+  if (now && later) return did + "naive credits it with the first, r2g and loo with both.";
+  if (now) return did + "naive, r2g and loo credit it with the same.";
+  if (later) return did + "naive gives it no credit, r2g and loo count what came.";
+  return did + "naive, r2g and loo give it no credit; equalized and em do.";
+}
+function drawWhy(talk, t) {
+  const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
+  const cell = (change, rows) => {
+    const s = {...S, ...change}, a = advantages(talk, s)[t];
+    return el("td", {rowSpan: rows}, el("button", {style: tint(a, largest(talk, s)), title: trained(s),
+      ariaPressed: trained(s) === trained(S), onclick: () => choose(change)}, signed(a)));
+  };
+  const head = (name, formula) => el("th", {scope: "col"}, el("b", {}, name), el("div", {className: "maths"}, formula));
+  const rows = Object.keys(PARTS.turn[1]).map((turn, row) => el("tr", {},
+    el("th", {scope: "row"}, el("b", {}, turn), " " + num(c.w[turn][talk.place][t])),
+    ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
+  const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
+    head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
+  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing changes.";
+  const box = el("section", {id: "why", ariaLabel: "why this advantage"},
+    el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
+    el("p", {}, inShort(talk, t)));
+  if (dead) {
+    box.append("All rollouts of this group earned the same: there is nothing to compare, and every scheme pays 0.");
+    return box;
+  }
+  const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
+  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme. "
+    + `By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. Click one for its arithmetic.`),
+  el("div", {className: "scroll"}, grid));
+  return box;
+}
+
+// ---- the browser of conversations
+
+const list = $("list"), end = el("div", {style: "height:1px"}), byId = new Map(D.talks.map((talk, i) => [talk.id, i]));
+const mates = {}, chosen = {};
+D.talks.forEach((talk, i) => (mates[talk.group] ??= []).push(i));
+const earned = talk => total(talk.rewards), status = talk => D.endings[talk.status] || talk.status;
+const stage = talk => talk.step == null ? talk.policy : "step " + talk.step;
+let shown = [], drawn = 0;
+function strip(talk) {
+  const a = advantages(talk), top = a && largest(talk);
+  return el("span", {className: "strip"}, ...talk.rewards.map((r, t) => el("i", {style: a ? tint(a[t], top) : "",
+    title: `turn ${t + 1}: reward ${num(r)}` + (a ? `, advantage ${signed(a[t])}` : "")})));
+}
+// the address says which conversation, turn and scheme: "#run/step/group/rollout~turn~naive sum scale~0"
+const link = (i, turn = -1) => "#" + encodeURIComponent([D.talks[i].id, turn, trained(S), S.set].join("~"));
+function row(i) {
+  const talk = D.talks[i], a = el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
+    el("span", {className: "dim"}, `${stage(talk)}, ${status(talk)}${one ? "" : ", " + talk.run}`)),
+  el("span", {}, num(earned(talk))), strip(talk));
+  if (i === at.talk) a.setAttribute("aria-current", "true");
+  return a;
+}
+// rows are drawn when they are about to be seen
+function fill(upTo) {
+  for (; drawn < Math.min(upTo, shown.length); drawn++) end.before(row(shown[drawn]));
+}
+function drawList() {
+  const top = list.scrollTop;
+  drawn = 0;
+  list.replaceChildren(end);
+  fill(Math.max(60, shown.indexOf(at.talk) + 30));
+  list.scrollTop = top;
+}
+new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
+  .observe(end);
+
+const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
+for (const key in FILTERS) {
+  const values = unique(D.talks.map(FILTERS[key]));
+  chosen[key] = el("select", {ariaLabel: key, onchange: filter, hidden: values.length < 2},
+    el("option", {value: ""}, "any " + key), ...values.map(value => el("option", {value}, value)));
+}
+for (const key of ["least", "most"])
+  chosen[key] = el("input", {type: "number", step: "0.1", ariaLabel: key + " return", oninput: filter});
+const {least, most, ...picks} = chosen;
+$("filters").append(...Object.values(picks), el("span", {className: "dim small"}, "return from"), least,
+  el("span", {className: "dim small"}, "to"), most);
+function filter() {
+  const all = D.talks.length, lost = D.logged - D.talks.filter(talk => talk.step != null).length;
+  const passes = talk => Object.keys(picks).every(key => !picks[key].value || picks[key].value === FILTERS[key](talk))
+    && !(earned(talk) < parseFloat(least.value) - 1e-9) && !(earned(talk) > parseFloat(most.value) + 1e-9);
+  shown = D.talks.map((_, i) => i).filter(i => passes(D.talks[i]));
+  $("count").textContent = `${shown.length} of ${all} conversations` + (lost > 0 ? ` (${lost} more were logged)` : "")
+    + ". A square is a turn, shaded by its advantage; the number is the return. Keys: j and k change the conversation, "
+    + "← and → the turn.";
+  drawList();
+}
+
+function drawTalk() {
+  const talk = D.talks[at.talk], a = advantages(talk), top = a && largest(talk), parts = [];
+  parts.push(el("h3", {}, `${talk.gym}, ${stage(talk)}: return ${num(earned(talk))}, ended: ${status(talk)} `,
+    el("a", {href: link(at.talk, at.turn)}, "link")));
+  if (a) {
+    const rollouts = mates[talk.group].map((i, n) => [
+      el("a", {href: link(i)}, `rollout ${n + 1}${i === at.talk ? " ◂" : ""}`),
+      el("span", {}, "return " + num(earned(D.talks[i]))), strip(D.talks[i])]);
+    parts.push(el("details", {open: true}, el("summary", {className: "small"}, `Rollout ${talk.place + 1} of ${
+      rollouts.length} of its group. Full colour: an advantage of ${num(top)}.`),
+    el("div", {className: "group"}, ...rollouts.flat())));
+  } else
+    parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
+      : "The log lacks the rest of its group, so that there are no advantages to show."));
+  let t = -1;
+  for (const [role, text] of talk.said) {
+    if (role === "system") {
+      parts.push(el("details", {className: "small"}, el("summary", {}, "What the agent was told first"),
+        el("div", {className: "said"}, text)));
+    } else if (role !== "agent") {
+      const thought = talk.thoughts[t];
+      parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
+        el("div", {className: "said"}, text), thought ? 
+        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+    } else
+      parts.push(...agentTurn(talk, ++t, text, a, top));
+  }
+  $("talk").replaceChildren(...parts);
+}
+function agentTurn(talk, t, text, a, top) {
+  const paid = a && t < a.length, here = paid && at.turn === t;
+  const go = () => location.replace(link(at.talk, here ? -1 : t));
+  const fact = (name, value) => el("span", {}, name + " ", el("b", {}, value));
+  const who = el("div", {className: "who"}, "agent, turn " + (t + 1), fact("reward", num(talk.rewards[t])));
+  if (paid) {
+    const w = workings(talk).w[S.combine === "loo" ? "r2g" : S.turn][talk.place][t];
+    who.append(fact("credit", num(w)), fact("advantage", signed(a[t])), talk.tokens[t] + " tokens",
+      el("button", {onclick: go, ariaExpanded: here}, here ? "close" : "why?"));
+  }
+  const said = el("div", {className: "said", style: paid ? tint(a[t], top) : "",
+    onclick: paid ? () => getSelection().isCollapsed && go() : null}, text);
+  return [el("div", {className: "say agent" + (here ? " on" : "")}, who, said), ...here ? [drawWhy(talk, t)] : []];
+}
+function choose(change) {
+  Object.assign(S, change);
+  history.replaceState(null, "", link(at.talk, at.turn));
+  drawSchemes();
+  drawList();
+  drawTalk();
+}
+function follow() {
+  const parts = decodeURIComponent(location.hash.slice(1)).split("~"), [turn, scheme, set] = parts.splice(-3);
+  const i = byId.get(parts.join("~")), before = trained(S) + S.set;
+  if (i == null) return;
+  const [credit, trajectory, combine] = scheme.split(" ");
+  if (credit === "loo") S.combine = credit;
+  else if (Object.hasOwn(workings(D.talks[i])?.advantages || {}, scheme))
+    Object.assign(S, {turn: credit, trajectory, combine});
+  if (Object.hasOwn(PARTS.set[1], set)) S.set = +set;
+  const moved = i !== at.talk;
+  Object.assign(at, {talk: i, turn: +turn});
+  drawSchemes();
+  drawTalk();
+  if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const now = list.children[shown.indexOf(i)], box = list.getBoundingClientRect(), mine = now?.getBoundingClientRect();
+  now?.setAttribute("aria-current", "true");
+  if (now && (mine.top < box.top || mine.bottom > box.bottom)) list.scrollTop += mine.top - box.top - box.height / 3;
+  if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+}
+onhashchange = follow;
+onkeydown = event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+  const step = {j: 1, k: -1}[event.key], turn = {ArrowRight: 1, ArrowLeft: -1}[event.key], talk = D.talks[at.talk];
+  const next = shown[Math.max(0, shown.indexOf(at.talk) + step)];
+  if (step && next != null) location.replace(link(next));
+  if (!turn || !talk || !advantages(talk)) return;
+  event.preventDefault();
+  location.replace(link(at.talk, Math.max(0, Math.min(talk.rewards.length - 1, at.turn + turn))));
+  follow();
+  document.querySelector(".agent.on")?.scrollIntoView();
+};
+
+// begin where most is paid, or where the address says
+const paid = D.talks.map(talk => total((advantages(talk) || []).map(Math.abs)));
+at.talk = paid.indexOf(Math.max(...paid));
+$("conversations").hidden = !D.talks.length;
+if (D.talks.length) {
+  filter();
+  drawSchemes();
+  drawTalk();
+  follow();
+  if (location.hash.includes("~")) $("conversations").scrollIntoView();
+}
+</script>
+</html>
+"""
 
 
 if __name__ == "__main__":

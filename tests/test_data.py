@@ -136,15 +136,6 @@ def test_a_stream_of_given_tasks_comes_round(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- python userrl.py
 
-def test_best_of_k_by_enumeration():
-    values = [0.5, 2.0, -1.0, 2.0, 0.25]
-    for k in range(1, 6):
-        best = [max(some) for some in itertools.combinations(values, k)]
-        assert rewards.best_of_k(values, k) == pytest.approx(sum(best) / len(best))
-    with pytest.raises(ValueError, match="1 <= k <= n"):
-        rewards.best_of_k([1.0], 2)
-
-
 def test_files_are_evaluated_and_their_order_is_kept(here, capsys):
     write(here / "files", "functions.json", rules(465))
     assert userrl.main("eval --model=expert --gyms=function --data=files --classic=True --workers=1".split()) == 0
