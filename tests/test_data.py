@@ -1,5 +1,4 @@
 """Tasks of the original projects with their published splits, a stream of tasks, and the averages of the papers."""
-import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +6,6 @@ import numpy as np
 import pytest
 
 import envs
-import rewards
 import userrl
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
