@@ -44,6 +44,7 @@ class Settings(grpo.RunSettings):
     model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    preset: str = ""                # "paper": UserRL's published numbers (PAPER below); what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
@@ -68,6 +69,7 @@ class Settings(grpo.RunSettings):
     gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
     k: float = 2.0                  # steepness of em
     clip_low: float = 0.2           # the ratio is clipped at 1 - clip_low
+    clip_dual: float = 0.0          # where the advantage is negative, at this too (UserRL: 3; arXiv 1912.09729); 0: not
     kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
     ratio: str = "token"            # token | sequence (GSPO)
     aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
@@ -94,16 +96,20 @@ class Settings(grpo.RunSettings):
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant")}
+               "aggregate": ("token", "sequence", "constant"), **grpo.RunSettings.CHOICES, "preset": ("", "paper")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
     ALSO = {"gym": "gyms"}
 
     @classmethod
-    def preset(cls, values: dict) -> dict:
-        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+    def filled(cls, values: dict) -> dict:
+        """--preset, and --minutes as numbers of steps: no clock is asked, the same settings give the same run."""
         minutes = values.get("minutes", 0.0)
+        if values.get("preset") == "paper":
+            if minutes:
+                raise ValueError("--minutes counts the steps of the tiny model: leave out --minutes or --preset")
+            return {**PAPER, **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -121,6 +127,8 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         if self.user != "scripted":
             load_user(self)
+        if 0 < self.clip_dual <= 1:
+            raise ValueError(f"--clip_dual is above 1, or 0 for none, not {self.clip_dual}")
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not gym_names(self):
             raise ValueError("--gyms names no gym")
@@ -140,6 +148,23 @@ class Settings(grpo.RunSettings):
             except Exception as error:                                  # whatever a gym of yours says to a third split
                 raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
 
+
+# UserRL's published settings.  Five gyms are trained, in proportion to their tasks (925, 423, 200, 500, 378), three are
+# only evaluated.  15 epochs of 2,426 tasks in whole batches of 128; each of the 8 updates has 16 tasks.
+PAPER = {
+    "gyms": ",".join(["travel"] * 9 + ["turtle"] * 4 + ["function"] * 2 + ["tau"] * 5 + ["persuade"] * 4
+                     + ["intention", "telepathy", "search"]),
+    "hold_out": "intention,telepathy,search",
+    "steps": 15 * (2426 // 128), "tasks": 128, "group": 8, "updates": 8, "mixture": "equal",
+    "lr": 1e-6, "warmup": 0.0, "decay": "constant", "weight_decay": 0.01,
+    "turn": "equalized", "trajectory": "r2g", "combine": "scale", "normalize": "std", "gamma": 0.8, "k": 2.0,
+    "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "kl": 0.0, "ratio": "token", "aggregate": "token",
+    "max_turns": 16, "max_new_tokens": 2048, "context": 1152 + 8192, "temperature": 1.0,
+    "eval_temperature": 0.0, "eval_every": 5, "sft_lr": 1e-5,
+    "wrong": 10, "noise": 5, "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
+    # not published: how it fits on one GPU
+    "dtype": "bfloat16", "checkpointing": True, "micro_tokens": 16384, "rows": 128,
+}
 
 # What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too.
 COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl kl_ref entropy clip_frac ratio_mean "
@@ -590,10 +615,10 @@ def update(run: grpo.Run, reference, step: int, talks, advantages, signals: list
         if not grpo.summed([len(picked)])[0]:                           # the processes step together, or not at all
             continue
         batch = [talks[i] for i in picked]
-        ref_logps = grpo.token_logps(reference, batch, s.temperature, s.micro_tokens) if s.kl else None
+        ref_logps = reference(batch) if s.kl else None
         rows.append(grpo.grpo_step(
             run.model, run.optimizer, batch, [advantages[i] for i in picked], lr=lr, temperature=s.temperature,
-            clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, ref_logps=ref_logps,
+            clip_low=s.clip_low, clip_high=s.clip_high, clip_dual=s.clip_dual, kl_coef=s.kl, ref_logps=ref_logps,
             gspo=s.ratio == "sequence", aggregate=s.aggregate, echo=s.echo, micro_tokens=s.micro_tokens,
             constant_tokens=s.max_turns * s.max_new_tokens))            # Dr. GRPO's divisor: the longest there can be
     merge = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
@@ -733,7 +758,7 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, signals, counts = collect(s, run.engine, user, mixture, times)
-        times["rollout"] = time.time() - began
+        times |= {"rollout": time.time() - began, "rollout_gb": grpo.phase_gb()}
         metrics = update(run, reference, step, talks, advantages, signals)
         remember_spread(mixture, talks)
         row = {**step_row(s, talks, counts), **metrics}
@@ -741,7 +766,8 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
         seconds, gb = run.log_step("rl", step, row, began, times)
         speed = grpo.summed([times.get("sampled", 0)])[0] / max(times["rollout"], 1e-9)
         left = grpo.time_left(since, step - first, s.steps - first)
-        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | "
+        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s "
+              f"GB {times['rollout_gb']:4.2f} rollout {gb:4.2f} update | "
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
             print(f"   ! {line}", flush=True)
@@ -816,7 +842,8 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}, "
+          f"{grpo.phase_gb():.2f} GB", flush=True)
     spoken, replaced = grpo.summed([getattr(user, "spoken", 0), getattr(user, "replaced", 0)])
     if spoken:
         print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
