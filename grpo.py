@@ -1520,7 +1520,7 @@ class RunSettings:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in self.CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+                raise ValueError(f"--{key} is one of {', '.join(filter(None, allowed))}, not {getattr(self, key)!r}")
         for key, value in dataclasses.asdict(self).items():
             least, most = self.LEAST.get(key, 0), self.MOST.get(key, 10**9)
             if isinstance(value, (int, float)) and not value >= least:
@@ -1897,14 +1897,14 @@ def run_phases(run, phases, teach, tell):
     of run.state; a finished phase is run through without a step.
     """
     s, state, resumed = run.s, run.state, run.optimizer is not None
-    small = not s.lora and sum(p.numel() for p in run.model.parameters()) < 10_000_000
+    small = sum(p.numel() for p in run.model.parameters()) < 10_000_000
     for phase in phases[phases.index(state["phase"]) if resumed else 0:]:
         first = state["step"] if resumed and phase == state["phase"] else 0
         if not first:                                   # each phase begins with fresh moments, and fresh corrections
             if s.lora:
                 add_lora(run.model, s.lora, s.seed)
             factors = {"muon": s.muon} if phase == "sft" else {"muon": s.rl_muon, "gain": s.gain}
-            run.optimizer = make_optimizer(run.model, s.lr, s.weight_decay, **factors if small else {})
+            run.optimizer = make_optimizer(run.model, s.lr, s.weight_decay, **factors if small and not s.lora else {})
         if not small:
             print(f"{phase}: {weighed(run)}", flush=True)
         teach[phase](first)
