@@ -287,7 +287,7 @@ def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
 
 
 def test_a_run_that_must_fit(echo, capsys):
-    """LoRA in bf16 with recomputed layers, through both phases: RL begins where SFT ended, and that is its reference."""
+    """LoRA in bf16 with recomputed layers, through both phases: RL begins where SFT ended, which is its reference."""
     assert userrl.main(["sft", "--name=cold", *LIVE, "--steps=1", "--sft_steps=2"]) == 0
     fit = """--steps=2 --sft_steps=2 --lora=2 --dtype=bfloat16 --checkpointing=True --kl=0.1 --lr=0.01 --clip_dual=3
         --weight_decay=0.01""".split()
