@@ -895,9 +895,9 @@ def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, clip_dual=0
 
     clip_high > clip_low is DAPO's clip-higher. clip_dual = c > 1 is the dual clip (arXiv 1912.09729, eq. 5): where
     A < 0 the loss is at most -c A, so that a token far more likely than when it was sampled cannot outweigh a whole
-    batch. `kl_coef` adds the k3 estimate of KL(policy || reference),
-    expm1(d) - d with d = ref_logp - logp, which is never negative. `sequence` [N] (a trajectory number per token)
-    turns on GSPO (arXiv 2507.18071): rho is the geometric mean over the trajectory, the gradient stays per token.
+    batch. `kl_coef` adds the k3 estimate of KL(policy || reference), expm1(d) - d with d = ref_logp - logp, which is
+    never negative. `sequence` [N] (a trajectory number per token) turns on GSPO (arXiv 2507.18071): rho is the
+    geometric mean over the trajectory, the gradient stays per token.
     Returns (loss [N], stats [N] each).
     """
     d = logp - old_logp
@@ -1463,14 +1463,14 @@ class RunSettings:
     workers: int = 2            # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"         # "tiny" (made here, from scratch), a run or checkpoint folder, a name, MODULE:FUNCTION
     device: str = ""            # empty: cuda if there is one, else cpu
-    # a model that must fit
-    dtype: str = ""             # of the weights: float32 | bfloat16 (optimiser, logits, loss: float32); empty: as is
-    checkpointing: bool = False         # a layer's insides are computed again in the backward pass, not kept
-    lora: int = 0               # rank of corrections that learn in place of the weights; 0: the weights learn
     micro_tokens: int = 2048    # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about
+    # a model that must fit
+    dtype: str = ""             # of the weights: float32 | bfloat16 (optimiser, logits, loss: float32); empty: as is
+    checkpointing: bool = False         # a layer's insides are computed again in the backward pass, not kept
+    lora: int = 0               # rank of corrections that learn in place of the weights; 0: the weights learn
     # the tiny model
     vocab_size: int = 2048      # tokens, made from what will be read
     hidden: int = 128           # width
@@ -1769,10 +1769,9 @@ def weighed(run):
     """What the policy of a run takes, in words, by arithmetic."""
     def gb(tensors):
         return f"{sum(tensor.nbytes for tensor in tensors) / 2**30:.2f} GB"
-    weights = [p for p in run.model.parameters()]
     learned = [master for *_, master in run.optimizer.pairs]
     copies = [master for _, p, master in run.optimizer.pairs if master is not p]
-    return (f"weights {gb(weights)} ({str(run.model.dtype).removeprefix('torch.')}), cache of {run.engine.rows} rows "
+    return (f"weights {gb(run.model.parameters())} ({str(run.model.dtype).removeprefix('torch.')}), cache of {run.engine.rows} rows "
             f"{gb([run.engine.kv])}; {sum(m.numel() for m in learned) / 1e6:.2f} M numbers learn: gradients "
             f"{gb(learned)}, masters {gb(copies)}, moments {gb(learned * 2)}")
 
