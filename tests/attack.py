@@ -126,8 +126,8 @@ def tasks(rng, n):
             yield f"{gym} {entry}: {traceback.format_exc()}", True
 
 
-ODD = ["", "x", "-1", "0", "1", "2", "inf", "nan", "-inf", "1e-320", "1e400", "9" * 20, "True", "None", "a,b", ":", "a:",
-       "..", "/", "~", "runs/none", "x" * 5000, "\ud800", "é", "--", "[1]", "travel.x=1", "m@http://127.0.0.1:1/v1"]
+ODD = ["", "x", "-1", "0", "1", "2", "inf", "nan", "-inf", "1e-320", "1e400", "9" * 20, "True", "None", "a,b", ":",
+       "a:", "..", "/", "~", "runs/none", "x" * 5000, "\ud800", "é", "--", "[1]", "travel.x=1", "m@http://127.0.0.1:1/v1"]
 EVAL = ["eval", "--model=expert", "--gyms=telepathy", "--eval_tasks=1", "--workers=1"]
 
 
@@ -214,7 +214,7 @@ def evals(rng, n):
 
 
 def disk(rng, n):
-    """no file may grow beyond a limit, as on a full disk: one line; with room again, the same numbers"""
+    """no file may grow beyond a limit, as on a full disk: one line, and with room again the same numbers"""
     expected = whole("whole", RUN)
     for number in range(n):
         shutil.rmtree("runs/d", ignore_errors=True)
