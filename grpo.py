@@ -1063,7 +1063,9 @@ def summed(values):
 def share_weights(model):
     """Every process takes the first one's weights: whoever made a model at random made one of his own."""
     for weight in model.state_dict().values() if dist.is_initialized() else []:
-        dist.broadcast(weight, 0)
+        shared = weight.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(shared, 0)
+        weight.copy_(shared)
 
 
 def gather(data):
@@ -1771,9 +1773,10 @@ def weighed(run):
         return f"{sum(tensor.nbytes for tensor in tensors) / 2**30:.2f} GB"
     learned = [master for *_, master in run.optimizer.pairs]
     copies = [master for _, p, master in run.optimizer.pairs if master is not p]
-    return (f"weights {gb(run.model.parameters())} ({str(run.model.dtype).removeprefix('torch.')}), cache of {run.engine.rows} rows "
-            f"{gb([run.engine.kv])}; {sum(m.numel() for m in learned) / 1e6:.2f} M numbers learn: gradients "
-            f"{gb(learned)}, masters {gb(copies)}, moments {gb(learned * 2)}")
+    dtype = str(run.model.dtype).removeprefix("torch.")
+    return (f"weights {gb(run.model.parameters())} ({dtype}), cache of {run.engine.rows} rows {gb([run.engine.kv])}; "
+            f"{sum(m.numel() for m in learned) / 1e6:.2f} M numbers learn: gradients {gb(learned)}, masters "
+            f"{gb(copies)}, moments {gb(learned * 2)}")
 
 
 def reason(error):

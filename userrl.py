@@ -171,7 +171,8 @@ PAPER = {
     "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "kl": 0.0, "ratio": "token", "aggregate": "token",
     "max_turns": 16, "max_new_tokens": 2048, "context": 1152 + 8192, "temperature": 1.0,
     "eval_temperature": 0.0, "eval_every": 5, "sft_lr": 1e-5,
-    "wrong": 10, "noise": 5, "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
+    "tier": "all", "wrong": 10, "noise": 5,
+    "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
     # not published: how it fits on one GPU
     "dtype": "bfloat16", "checkpointing": True, "micro_tokens": 16384, "rows": 128,
 }
