@@ -1508,9 +1508,9 @@ class RunSettings:
     CHOICES = {"dtype": ("", "float32", "bfloat16")}
     LEAST = {**dict.fromkeys("hidden layers heads kv_heads workers tasks rows save_every sample_every".split(), 1),
              "head_dim": 2, "group": 2, "max_new_tokens": 2, "context": 64, "vocab_size": 300, "temperature": 1e-3}
-    MOST = {"seed": 2**63 - 1, "workers": 64, "hidden": 2**16, "layers": 1000, "heads": 1024, "head_dim": 1024,
-            "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6, "temperature": 100,
-            "eval_temperature": 100}
+    MOST = {"seed": 2**63 - 1, "workers": 64, "lora": 4096, "hidden": 2**16, "layers": 1000, "heads": 1024,
+            "head_dim": 1024, "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6,
+            "temperature": 100, "eval_temperature": 100}
     ALSO = {}
 
     @classmethod
