@@ -365,8 +365,8 @@ BAD = """
     demo --minutes=nan | --minutes must be from 0 to 10000
     demo --minutes=-1 | --minutes must be from 0 to 10000
     demo --minutes=inf | --minutes must be from 0 to 10000
-    train --preset=paper --minutes=5 | --minutes counts the steps of the tiny model
-    train --preset=book | --preset is one of paper, not 'book'
+    train --preset=paper --minutes=5 | --minutes and --preset both count the steps
+    train --preset=book | --preset is one of quick, paper, not 'book'
     train --clip_dual=0.5 | --clip_dual is above 1
     train --dtype=float16 | --dtype is one of float32, bfloat16, not 'float16'
     train --lora=8 | --lora corrects a model that has learned already
@@ -834,7 +834,7 @@ def test_a_user_that_fails_its_player_is_one_clear_line(here, capsys, monkeypatc
     """It was a traceback."""
     Path("frail_user.py").write_text(FRAIL)
     monkeypatch.setattr("builtins.input", lambda prompt="": "[action] Is it big?")
-    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:2"]) == 2
+    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:3"]) == 2
     out, err = capsys.readouterr()
     assert "turn 1 of 16" in out and err == "userrl.py: the user failed: the line is dead\n"
 
