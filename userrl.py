@@ -54,8 +54,8 @@ import numpy as np
 import rewards
 
 
-# What --preset=NAME sets.  paper: UserRL's published numbers.  Five gyms are trained, in proportion to their tasks (925,
-# 423, 200, 500, 378), three are only evaluated; 15 epochs of 2,426 tasks in batches of 128, 16 of them to an update.
+# What --preset=NAME sets.  paper: UserRL's published numbers.  Five gyms are trained, in proportion to their tasks
+# (925, 423, 200, 500, 378), three are only evaluated; 15 epochs of 2,426 tasks in batches of 128, 16 to an update.
 PRESETS = {
     "quick": {"sft_steps": 300, "steps": 12, "eval_tasks": 32},
     "paper": {
