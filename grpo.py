@@ -13,8 +13,8 @@ An environment is known only by its methods (`rollout` lists them), a reward onl
 
 Left out, on purpose: top-k / top-p / repetition penalties (the trained distribution must be the sampled one), dropout
 (models stay in eval mode), autocast (sampler and trainer must agree), paged attention, tensor parallelism, speculative
-decoding, LoRA, sliding-window and linear-attention models (refused, not mishandled). Memory is the plain sum: weights,
-gradients, and for bf16 checkpoints float32 master weights, because a step of 1e-6 rounds to nothing in bf16.
+decoding, sliding-window and linear-attention models (refused, not mishandled). Memory is the plain sum of weights,
+gradients and moments; where it is too much: bfloat16 weights, layers that are recomputed, LoRA.
 
     python grpo.py             self-checks, then a benchmark against transformers' generate  (--quick: smaller)
     python grpo.py --shape=0.6B   decode steps on a GPU against its memory bandwidth  (also 1.7B, 4B, tiny)
@@ -68,7 +68,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +84,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Cache,
                           PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM)
 from transformers.cache_utils import StaticLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # a bar per checkpoint drowns the step lines
@@ -468,6 +469,116 @@ def text_trajectory(tokenizer, text):
     return traj
 
 
+# ------------------------------------------------------------------------------------------------ models that must fit
+
+LORA_SCALE = 2.0  # alpha / rank: the rank changes how much can be learned, not how fast
+
+
+def add_lora(model, rank, seed=0):
+    """Freeze a model; its linear layers learn corrections of low rank instead (LoRA, arXiv 2106.09685):
+
+    y = W x + 2 B A x, A [rank, in] random and B [out, rank] zero, so that nothing changes at first. Embeddings, norms
+    and head stay as they are. Corrections that are there already become part of W. PolicyError without linear layers.
+    """
+    head = model.get_output_embeddings()
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    if not linears:
+        raise PolicyError("--lora: this model has no linear layers")
+    model.requires_grad_(False)
+    for name, linear in linears.items():
+        if hasattr(linear, "lora_a"):
+            linear.weight.data = corrected(linear)
+        else:
+            linear.register_forward_hook(correct)
+        rng = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        a = (2 * torch.rand(rank, linear.in_features, generator=rng) - 1) / math.sqrt(linear.in_features)
+        # In the weights' own dtype: float32 masters come with the optimiser, and what samples is what learns.
+        linear.lora_a = torch.nn.Parameter(a.to(linear.weight))
+        linear.lora_b = torch.nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        linear.lora_on = True
+
+
+def correct(linear, inputs, output):
+    """Forward hook: a linear layer's output with its correction."""
+    if linear.lora_on:
+        return output + LORA_SCALE * F.linear(F.linear(inputs[0], linear.lora_a), linear.lora_b)
+
+
+def adapted(model):
+    """Name -> linear layer, of those that have a correction."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_a")}
+
+
+def lora_rank(model):
+    """The rank of its corrections; 0 without."""
+    return next((len(linear.lora_a) for linear in adapted(model).values()), 0)
+
+
+@torch.no_grad()
+def corrected(linear):
+    """A linear layer's weight with its correction, added in float32. In bf16 what is below half of a weight's last
+    digit, 1/512 of it, is then rounded away."""
+    change = LORA_SCALE * linear.lora_b.float() @ linear.lora_a.float()
+    return (linear.weight.float() + change).to(linear.weight)
+
+
+@contextlib.contextmanager
+def without_lora(model):
+    """The model is here what it was before its corrections: the reference of a KL, without a second copy."""
+    layers = adapted(model).values()
+    for layer in layers:
+        layer.lora_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_on = True
+
+
+def plain_weights(model):
+    """Name -> weight, with corrections added: what transformers loads as any other checkpoint."""
+    weights = {name: w for name, w in model.state_dict().items() if not name.endswith((".lora_a", ".lora_b"))}
+    return weights | {f"{name}.weight": corrected(linear) for name, linear in adapted(model).items()}
+
+
+def cast(model, dtype):
+    """The model with weights of that dtype ("": as they are). Its buffers stay: in bf16 the frequencies of rotary
+    positions would put token 1000 three places away."""
+    for p in model.parameters() if dtype else []:
+        p.data = p.data.to(getattr(torch, dtype))
+    return model
+
+
+def recompute_layers(model):
+    """Gradient checkpointing: of each layer only the input is kept, its insides are computed again in the backward
+    pass. A third more work, and memory for one layer in place of all. PolicyError if the layers are not to be found.
+
+    The model's own switch works in train mode alone, and here models stay in eval mode.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise PolicyError("--checkpointing: this model does not show its layers")
+    for layer in layers:
+        layer.forward = partial(recomputed, layer.forward)
+
+
+def recomputed(forward, *args, **kwargs):
+    """forward(...), whose insides are kept only where no gradient will ask for them."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def logits_of(model, hidden):
+    """Float32 logits [..., V] of hidden states [..., hidden]. A bf16 product would round a logit of 20 by up to 0.06,
+    which is more than an RL step changes."""
+    head = model.get_output_embeddings()
+    if head.weight.dtype == torch.float32:
+        return head(hidden)
+    bias = None if head.bias is None else head.bias.float()
+    return F.linear(hidden.float(), head.weight.float(), bias)
+
+
 # ------------------------------------------------------------------------------------------------ engine
 
 def check_attention(config, length):
@@ -624,7 +735,7 @@ class Engine:
             tails = [(row, new, length, tail_mask(new, length, self.kv)) for row, new, length in tails]
             hidden = self.forward(ids, at, (index, at, slice(None), longest), tails=tails)  # [1, N, hidden]
             last = hidden[0, self.tensor(count.cumsum()[live] - 1)]
-        return self.model.get_output_embeddings()(last).float()  # [live, V]
+        return logits_of(self.model, last)  # [live, V]
 
     def forward(self, ids, at, plan, **how):
         """Hidden states [B, T, hidden] of tokens ids [B, T] at positions at [B, T]; plan as in `RowLayer`."""
@@ -654,7 +765,7 @@ class Engine:
 
             def step():
                 hidden = self.decode(0, *inputs, longest)[:, 0]
-                self.logits[:rows] = self.model.get_output_embeddings()(hidden)
+                self.logits[:rows] = logits_of(self.model, hidden)
             self.steps[rows, longest] = inputs, step, None
         inputs, step, graph = self.steps[rows, longest]
         inputs[1].fill_(self.max_len)
@@ -1163,10 +1274,9 @@ def logps_at(model, hidden, target, temperature):
     Logits exist only where a token is wanted, float32 only a chunk at a time; more than one chunk (a large
     vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
     """
-    head = model.get_output_embeddings()
 
     def chunk_logps(h, y):
-        logits = head(h).float()  # [n, V]
+        logits = logits_of(model, h)  # [n, V]
         if temperature != 1:
             logits = logits / temperature
         return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
@@ -1191,12 +1301,15 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     return out
 
 
-def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0, ref_logp=None, sequence=None):
+def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, clip_dual=0.0, kl_coef=0.0, ref_logp=None,
+                sequence=None):
     """Clipped policy gradient per token, all arguments [N]: -min(rho A, clip(rho, 1 - low, 1 + high) A).
 
-    clip_high > clip_low is DAPO's clip-higher. `kl_coef` adds the k3 estimate of KL(policy || reference),
-    expm1(d) - d with d = ref_logp - logp, which is never negative. `sequence` [N] (a trajectory number per token)
-    turns on GSPO (arXiv 2507.18071): rho is the geometric mean over the trajectory, the gradient stays per token.
+    clip_high > clip_low is DAPO's clip-higher. clip_dual = c > 1 is the dual clip (arXiv 1912.09729, eq. 5): where
+    A < 0 the loss is at most -c A, so that a token far more likely than when it was sampled cannot outweigh a whole
+    batch. `kl_coef` adds the k3 estimate of KL(policy || reference), expm1(d) - d with d = ref_logp - logp, which is
+    never negative. `sequence` [N] (a trajectory number per token) turns on GSPO (arXiv 2507.18071): rho is the
+    geometric mean over the trajectory, the gradient stays per token.
     Returns (loss [N], stats [N] each).
     """
     d = logp - old_logp
@@ -1208,8 +1321,11 @@ def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0
     ratio = d.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     # The min is over the two products: it picks the pessimistic one for either sign of A.
-    loss = -torch.minimum(ratio * adv, clipped * adv)
-    stats = {"ratio": ratio.detach(), "clip": (clipped * adv < ratio * adv).detach().float()}
+    loss, cut = -torch.minimum(ratio * adv, clipped * adv), clipped * adv < ratio * adv
+    if clip_dual:
+        far = (adv < 0) & (ratio > clip_dual)
+        loss, cut = torch.where(far, -clip_dual * adv, loss), cut | far
+    stats = {"ratio": ratio.detach(), "clip": cut.detach().float()}
     if kl_coef:
         to_ref = ref_logp - logp
         kl = torch.expm1(to_ref) - to_ref
@@ -1356,6 +1472,14 @@ def summed(values):
     return total.tolist()
 
 
+def share_weights(model):
+    """Every process takes the first one's weights: whoever made a model at random made one of his own."""
+    for weight in model.state_dict().values() if dist.is_initialized() else []:
+        shared = weight.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(shared, 0)
+        weight.copy_(shared)
+
+
 def gather(data):
     """[data of process 0, of process 1, ...], on every process; travels as JSON, never as a pickle."""
     if not dist.is_initialized():
@@ -1379,18 +1503,23 @@ class Optimizer:
     state: dict  # master -> its moments by name, for all parts
     options: dict  # what it was made with, for the checkpoint
 
-    def clip(self, max_norm):
-        """Sum the gradients over all processes, hand them to the masters, clip them. Returns their norm."""
-        if dist.is_initialized():
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for _, p, _ in self.pairs]
-            everything = torch.cat([g.flatten() for g in grads])  # one message, not one for each parameter
-            dist.all_reduce(everything)
-            for (_, p, _), g in zip(self.pairs, everything.split([g.numel() for g in grads])):
-                p.grad = g.view_as(p)
+    def collect(self):
+        """Hand the gradients of a micro-batch to the masters: a sum in bf16 stops growing after some hundred."""
         for _, p, master in self.pairs:
             if master is not p and p.grad is not None:
-                master.grad, p.grad = p.grad.float(), None
-        return float(torch.nn.utils.clip_grad_norm_([master for *_, master in self.pairs], max_norm))
+                master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+                p.grad = None
+
+    def clip(self, max_norm):
+        """Sum the masters' gradients over all processes and clip them. Returns their norm."""
+        masters = [master for *_, master in self.pairs]
+        for bucket in buckets(masters, 1 << 25) if dist.is_initialized() else []:
+            grads = [torch.zeros_like(m) if m.grad is None else m.grad for m in bucket]
+            together = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(together)
+            for m, g in zip(bucket, together.split([m.numel() for m in bucket])):
+                m.grad = g.view_as(m)
+        return float(torch.nn.utils.clip_grad_norm_(masters, max_norm))
 
     @torch.no_grad()
     def step(self, lr):
@@ -1404,8 +1533,23 @@ class Optimizer:
                 p.copy_(master)
 
 
+def buckets(tensors, size):
+    """Tensors in order, in lists of about `size` numbers: one message each, not one for each tensor, nor one for all,
+    which would be a second copy of them."""
+    out, filled = [], size
+    for tensor in tensors:
+        if filled >= size:
+            out.append([])
+            filled = 0
+        out[-1].append(tensor)
+        filled += tensor.numel()
+    return out
+
+
 def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95), muon=0.0, gain=0.0):
     """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away.
+    (Stochastic rounding would need no copies; but Adam's moments, in float32 anyway, are twice their size, and its
+    noise is a hundred steps of 1e-6.)
 
     muon > 0: the matrices between embedding and head learn by Muon instead, at `muon` times the learning rate. For a
     model made from scratch: heads that copy appear in half the steps. gain > 0: the last norm's gains learn at `gain`
@@ -1454,9 +1598,10 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
         for batch in parts:
             part, stats, top = micro_loss(batch)
             part.backward()
+            optimizer.collect()
             loss += part.detach()
             sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
-            largest = max(largest, top)
+            largest = max(largest, float(top))
     norm = optimizer.clip(max_grad_norm)
     names = sorted(set().union(*gather(sorted(sums))))  # a process may have had nothing to do
     loss, *totals = summed([float(loss), *(float(sums.get(k, 0.0)) for k in names)])
@@ -1465,7 +1610,8 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
         optimizer.step(lr)
     for *_, master in optimizer.pairs:
         master.grad = None
-    return {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}, dict(zip(names, totals)), float(largest)
+    metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}
+    return metrics, dict(zip(names, totals)), max(gather(largest))
 
 
 def flat(trajs, batch, values, device):
@@ -1492,9 +1638,9 @@ def sft_step(model, optimizer, trajs, *, lr, echo=0.0, micro_tokens=16384, max_g
     return {**metrics, **sums, "tokens": int(total)}
 
 
-def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, kl_coef=0.0,
-              ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, echo=0.0, micro_tokens=16384,
-              max_grad_norm=1.0):
+def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, clip_dual=0.0,
+              kl_coef=0.0, ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, echo=0.0,
+              micro_tokens=16384, max_grad_norm=1.0):
     """One optimiser step of GRPO. advantages[i][k] belongs to turn k of trajectory i; the old log-probs are those
     recorded while sampling, so `temperature` must be the sampler's.
 
@@ -1530,8 +1676,8 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
         ref = flat(trajs, batch, ref_logps, device) if kl_coef else None
         owner = torch.arange(len(batch)).repeat_interleave(torch.tensor([lengths[i] for i in batch])).to(device)
         each = torch.tensor([1 / divisor[i] for i in batch], device=device)[owner]
-        loss, stats = policy_loss(logp, old, adv, clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef,
-                                  ref_logp=ref, sequence=owner if gspo else None)
+        loss, stats = policy_loss(logp, old, adv, clip_low=clip_low, clip_high=clip_high, clip_dual=clip_dual,
+                                  kl_coef=kl_coef, ref_logp=ref, sequence=owner if gspo else None)
         d = (logp - old).detach()
         sums = {k: v.sum() for k, v in stats.items()}
         sums |= {"kl": (torch.expm1(d) - d).sum(), "entropy": -logp.detach().sum()}
@@ -1638,13 +1784,16 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
         os.makedirs(temp)
         # whoever serves it samples as it was trained; the default is greedy, or top-k
         model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-        model.save_pretrained(temp)
+        model.save_pretrained(temp, state_dict=plain_weights(model) if adapted(model) else None)
         tokenizer.save_pretrained(temp)
         saved = {"state": state or {}, "optimizer": None, "files": {}}
         if optimizer is not None:
-            tensors = {}
+            # The corrections of LoRA are among what is optimised; the weights without them cannot be told from a sum.
+            saved["lora"] = lora_rank(model)
+            tensors = {f"{name}.weight|base": linear.weight for name, linear in adapted(model).items()}
             for name, p, master in optimizer.pairs:
-                kept = {**optimizer.state[master], **({} if master is p else {"master": master})}
+                alone = master is not p or saved["lora"]  # not to be had from the model's own file
+                kept = {**optimizer.state[master], **({"master": master} if alone else {})}
                 tensors |= {f"{name}|{key}": value.contiguous() for key, value in kept.items()}
             save_file(tensors, os.path.join(temp, OPTIMIZER))
             saved["optimizer"] = optimizer.options
@@ -1687,16 +1836,24 @@ def load_checkpoint(path, device=None):
         unchanged(found, OPTIMIZER, saved["files"][OPTIMIZER])
     try:
         if saved["optimizer"]:
+            if saved.get("lora"):
+                add_lora(model, saved["lora"])
             optimizer = make_optimizer(model, **saved["optimizer"])
             masters = {name: master for name, _, master in optimizer.pairs}
+            weights = dict(model.named_parameters())
             with safe_open(os.path.join(found, OPTIMIZER), "pt") as f:
                 for key in f.keys():
                     name, what = key.rsplit("|", 1)
-                    master, value = masters[name], f.get_tensor(key)
-                    if what == "master":
-                        master.copy_(value)
+                    value = f.get_tensor(key)
+                    if what == "base":
+                        weights[name].copy_(value)
+                    elif what == "master":
+                        masters[name].copy_(value)
                     else:
-                        optimizer.state[master][what] = value if what == "step" else value.clone().to(master.device)
+                        value = value if what == "step" else value.clone().to(weights[name].device)
+                        optimizer.state[masters[name]][what] = value
+            for _, p, master in optimizer.pairs if saved.get("lora") else []:
+                p.copy_(master)
     except Exception as error:
         raise PolicyError(f"checkpoint {found} is damaged: {reason(error)}") from error
     return model, tokenizer, optimizer, saved["state"]
@@ -1722,6 +1879,10 @@ class RunSettings:
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about
+    # a model that must fit
+    dtype: str = ""             # of the weights: float32 | bfloat16 (optimiser, logits, loss: float32); empty: as is
+    checkpointing: bool = False         # a layer's insides are computed again in the backward pass, not kept
+    lora: int = 0               # rank of corrections that learn in place of the weights; 0: the weights learn
     # the tiny model
     vocab_size: int = 2048      # tokens, made from what will be read
     hidden: int = 128           # width
@@ -1741,7 +1902,8 @@ class RunSettings:
     steps: int = 56             # each: rollouts, then an update
     tasks: int = 16             # tasks per step
     group: int = 8              # rollouts per task
-    lr: float = 2.5e-4          # for the tiny model; a real checkpoint wants 1e-6
+    lr: float = 2.5e-4          # for the tiny model; a real checkpoint wants 1e-6, with --lora 1e-5 to 1e-4
+    weight_decay: float = 0.0   # of AdamW, in SFT too
     rl_muon: float = 10.0       # as muon above, in RL; both only for models below ten million parameters
     gain: float = 300.0         # the last norm's gains, which scale all logits, learn at this multiple of lr
     temperature: float = 1.0    # of the rollouts
@@ -1755,12 +1917,12 @@ class RunSettings:
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
 
-    CHOICES = {}
+    CHOICES = {"dtype": ("", "float32", "bfloat16")}
     LEAST = {**dict.fromkeys("hidden layers heads kv_heads workers tasks rows save_every sample_every".split(), 1),
              "head_dim": 2, "group": 2, "max_new_tokens": 2, "context": 64, "vocab_size": 300, "temperature": 1e-3}
-    MOST = {"seed": 2**63 - 1, "workers": 64, "hidden": 2**16, "layers": 1000, "heads": 1024, "head_dim": 1024,
-            "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6, "temperature": 100,
-            "eval_temperature": 100}
+    MOST = {"seed": 2**63 - 1, "workers": 64, "lora": 4096, "hidden": 2**16, "layers": 1000, "heads": 1024,
+            "head_dim": 1024, "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6,
+            "temperature": 100, "eval_temperature": 100}
     ALSO = {}
 
     @classmethod
@@ -1772,7 +1934,7 @@ class RunSettings:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in self.CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+                raise ValueError(f"--{key} is one of {', '.join(filter(None, allowed))}, not {getattr(self, key)!r}")
         for key, value in dataclasses.asdict(self).items():
             least, most = self.LEAST.get(key, 0), self.MOST.get(key, 10**9)
             if isinstance(value, (int, float)) and not value >= least:
@@ -1781,6 +1943,8 @@ class RunSettings:
                 raise ValueError(f"--{key} may be at most {most}, not {value}")
         if 0 < self.eval_temperature < 1e-3:
             raise ValueError(f"--eval_temperature is 0 (greedy) or at least 0.001, not {self.eval_temperature}")
+        if self.lora and self.model == "tiny":
+            raise ValueError("--lora corrects a model that has learned already: it needs --model")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
         if not re.fullmatch(r"([\w.-]+(/[\w.-]+)?)?", self.name) or {".", ".."} & set(self.name.split("/")):
@@ -1796,6 +1960,7 @@ class Stop(Exception):
 
 
 interrupted = False                                                     # by Ctrl-C, in this process or another
+most_gb = 0.0                                                           # of memory in use, of this process so far
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
 held = []                                                               # folders that this process works in
@@ -1957,10 +2122,11 @@ class Run:
                 f.write(json.dumps(row) + "\n")
 
     def log_step(self, phase, step, row, began, times):
-        """Metrics to one file, what differs between two equal runs to another; (seconds of the step, peak GB)."""
+        """Metrics to one file, what differs between two equal runs to another; (seconds of the step, GB since the last
+        `phase_gb`)."""
         seconds = time.time() - began
         self.log("metrics.jsonl", {"phase": phase, "step": step, **row})
-        gb = peak_gb()
+        gb = phase_gb()
         self.log("times.jsonl", {"phase": phase, "step": step, "seconds": seconds, "gb": gb, **times})
         return seconds, gb
 
@@ -1993,9 +2159,40 @@ class Run:
             raise Stop
 
 
+def phase_gb():
+    """Most memory in use since this was last asked, by all processes together; to be asked by all of them.
+
+    Resident memory, or what was allocated of GPUs. A system other than Linux cannot forget a peak: there it is the
+    most so far.
+    """
+    global most_gb
+    if torch.cuda.is_initialized():
+        now = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20                # Linux counts in KiB
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")               # begins a new peak
+    most_gb = max(most_gb, now)
+    return summed([now])[0]
+
+
 def peak_gb():
-    """Peak resident memory of all processes; to be asked for by all of them."""
-    return summed([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20])[0]      # Linux counts in KiB
+    """Most memory in use so far, as `phase_gb` counts it."""
+    phase_gb()
+    return summed([most_gb])[0]
+
+
+def weighed(run):
+    """What the policy of a run takes, in words, by arithmetic."""
+    def gb(tensors):
+        return f"{sum(tensor.nbytes for tensor in tensors) / 2**30:.2f} GB"
+    learned = [master for *_, master in run.optimizer.pairs]
+    copies = [master for _, p, master in run.optimizer.pairs if master is not p]
+    dtype = str(run.model.dtype).removeprefix("torch.")
+    return (f"weights {gb(run.model.parameters())} ({dtype}), cache of {run.engine.rows} rows {gb([run.engine.kv])}; "
+            f"{sum(m.numel() for m in learned) / 1e6:.2f} M numbers learn: gradients {gb(learned)}, masters "
+            f"{gb(copies)}, moments {gb(learned * 2)}")
 
 
 def reason(error):
@@ -2065,7 +2262,7 @@ def chosen_policy(s):
     else:
         model, tokenizer = load_policy(s.model, device=s.device or None)
     tokenizer.thinking = s.thinking                                     # see `chat_key`
-    return model, tokenizer
+    return cast(model, s.dtype), tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -2087,9 +2284,12 @@ def first_policy(run, texts, envs, base=None):
         run.model, run.tokenizer = tiny_policy(
             texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads, kv_heads=s.kv_heads,
             head_dim=s.head_dim, ffn=2 * s.hidden, mimetic=s.mimetic, seed=s.seed)
-        run.model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cast(run.model, s.dtype).to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         run.model, run.tokenizer = chosen_policy(s)
+        share_weights(run.model)
+    if s.checkpointing:
+        recompute_layers(run.model)
     if found and (run.optimizer is None or run.state.get("phase") not in PHASES):
         raise PolicyError(f"{found[0]} holds a policy alone: a run cannot go on from it")
     run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
@@ -2098,10 +2298,17 @@ def first_policy(run, texts, envs, base=None):
 
 
 def reference_policy(run):
-    """The frozen policy that RL started from, for the KL; on disk, so that a resumed run has the same one.
+    """ref_logps(trajectories) of the frozen policy that RL started from, for the KL, as `token_logps` gives them.
 
-    PolicyError if RL is under way and it is gone: today's policy is not what RL started from.
+    With LoRA it is the model itself, without its corrections. Else it is on disk, so that a resumed run has the same
+    one. PolicyError if RL is under way and it is gone: today's policy is not what RL started from.
     """
+    how = {"temperature": run.s.temperature, "micro_tokens": run.s.micro_tokens}
+    if run.s.lora:
+        def uncorrected(trajs):
+            with without_lora(run.model):
+                return token_logps(run.model, trajs, **how)
+        return uncorrected
     folder = run.path / "reference"
     saved = complete_checkpoint(str(folder))
     if not saved and run.state["phase"] == "rl" and run.state["step"]:
@@ -2109,7 +2316,8 @@ def reference_policy(run):
     if run.writes and not saved:
         save_checkpoint(folder, run.model, run.tokenizer)
     gather("saved")                                                     # nobody reads before it is written
-    return load_policy(str(folder.resolve()), device=run.s.device or None)[0]
+    reference, _ = load_policy(str(folder.resolve()), device=run.s.device or None)
+    return partial(token_logps, reference, **how)
 
 
 def run_phases(run, phases, teach, tell):
@@ -2122,9 +2330,14 @@ def run_phases(run, phases, teach, tell):
     small = sum(p.numel() for p in run.model.parameters()) < 10_000_000
     for phase in phases[phases.index(state["phase"]) if resumed else 0:]:
         first = state["step"] if resumed and phase == state["phase"] else 0
-        if not first:                                                   # each phase begins with fresh moments
+        if not first:                                   # each phase begins with fresh moments, and fresh corrections
+            if s.lora:
+                add_lora(run.model, s.lora, s.seed)
+                run.engine.steps.clear()                                # CUDA graphs of a model without corrections
             factors = {"muon": s.muon} if phase == "sft" else {"muon": s.rl_muon, "gain": s.gain}
-            run.optimizer = make_optimizer(run.model, s.lr, **factors if small else {})
+            run.optimizer = make_optimizer(run.model, s.lr, s.weight_decay, **factors if small and not s.lora else {})
+        if not small:
+            print(f"{phase}: {weighed(run)}", flush=True)
         teach[phase](first)
         tell(phase.upper())
 

@@ -1360,7 +1360,7 @@ class Settings(grpo.RunSettings):
     eval_calls: int = 48            # whole calls
     eval_temperature: float = 0.7   # 0 is greedy
 
-    CHOICES = {"mode": MODES, "mix": ("sum", "per_component")}
+    CHOICES = {"mode": MODES, "mix": ("sum", "per_component"), **grpo.RunSettings.CHOICES}
     LEAST = {**grpo.RunSettings.LEAST, "sft_demos": 1, "eval_traps": 1, "eval_calls": 1}
 
     def check(self) -> None:

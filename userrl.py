@@ -54,13 +54,34 @@ import numpy as np
 import rewards
 
 
+# What --preset=NAME sets.  paper: UserRL's published numbers.  Five gyms are trained, in proportion to their tasks
+# (925, 423, 200, 500, 378), three are only evaluated; 15 epochs of 2,426 tasks in batches of 128, 16 to an update.
+PRESETS = {
+    "quick": {"sft_steps": 300, "steps": 12, "eval_tasks": 32},
+    "paper": {
+        "gyms": ",".join(["travel"] * 9 + ["turtle"] * 4 + ["function"] * 2 + ["tau"] * 5 + ["persuade"] * 4
+                         + ["intention", "telepathy", "search"]),
+        "hold_out": "intention,telepathy,search",
+        "steps": 15 * (2426 // 128), "tasks": 128, "group": 8, "updates": 8, "mixture": "equal",
+        "lr": 1e-6, "warmup": 0.0, "decay": "constant", "weight_decay": 0.01, "sft_lr": 1e-5,
+        "turn": "equalized", "trajectory": "r2g", "combine": "scale", "normalize": "std", "gamma": 0.8, "k": 2.0,
+        "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "kl": 0.0, "ratio": "token", "aggregate": "token",
+        "max_turns": 16, "max_new_tokens": 2048, "context": 1152 + 8192, "temperature": 1.0,
+        "eval_temperature": 0.0, "eval_every": 5, "tier": "all", "wrong": 10, "noise": 5,
+        "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
+        # not published: how it fits on one GPU
+        "dtype": "bfloat16", "checkpointing": True, "micro_tokens": 16384, "rows": 128,
+    },
+}
+
+
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
     model: str = "tiny"             # "tiny", a run, hub name, .gguf, MODULE:FUNCTION; eval: "expert", NAME@URL, too
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
-    preset: str = ""                # "quick": a study in minutes a run, on one core; what is typed beside it counts
+    preset: str = ""                # "quick": a study in minutes a run; "paper": as published. What is typed counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
     # the tiny model
     vocab_size: int = 4096          # enough that a word is one token, here and there: what is copied in one piece
@@ -88,6 +109,7 @@ class Settings(grpo.RunSettings):
     gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
     k: float = 2.0                  # steepness of em
     clip_low: float = 0.2           # the ratio is clipped at 1 - clip_low
+    clip_dual: float = 0.0          # where the advantage is negative, at this too (UserRL: 3; arXiv 1912.09729); 0: not
     kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
     ratio: str = "token"            # token | sequence (GSPO)
     aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
@@ -135,7 +157,7 @@ class Settings(grpo.RunSettings):
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS),
-               "preset": ("", "quick")}
+               "preset": ("", *PRESETS), **grpo.RunSettings.CHOICES}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
              "llm_context": 64, "seeds": 1}
@@ -146,17 +168,17 @@ class Settings(grpo.RunSettings):
     def filled(cls, values: dict) -> dict:
         """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
 
-        A --study fixes settings; what is typed counts more.
+        A --study and a --preset fix settings; what is typed counts more.
         """
         if (study := values.get("study")) and study not in STUDIES:
             raise ValueError(f"--study is one of {', '.join(STUDIES)}, not {study!r}")
         if study:
             values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
-        if values.get("preset") == "quick":
+        if values.get("preset") in PRESETS:
             if minutes:
                 raise ValueError("--minutes and --preset both count the steps: leave out one of them")
-            values = {**QUICK, **values}
+            values = {**PRESETS[values["preset"]], **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -177,6 +199,8 @@ class Settings(grpo.RunSettings):
             raise ValueError("--reading must be below 1, and --slip, --user_noise, --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
+        if 0 < self.clip_dual <= 1:
+            raise ValueError(f"--clip_dual is above 1, or 0 for none, not {self.clip_dual}")
         for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
         kept([], self.keep)
@@ -1134,10 +1158,10 @@ def update(run: grpo.Run, reference, step: int, talks, advantages, signals: list
         if not grpo.summed([len(picked)])[0]:                           # the processes step together, or not at all
             continue
         batch = [talks[i] for i in picked]
-        ref_logps = grpo.token_logps(reference, batch, s.temperature, s.micro_tokens) if s.kl else None
+        ref_logps = reference(batch) if s.kl else None
         rows.append(grpo.grpo_step(
             run.model, run.optimizer, batch, [advantages[i] for i in picked], lr=lr, temperature=s.temperature,
-            clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, ref_logps=ref_logps,
+            clip_low=s.clip_low, clip_high=s.clip_high, clip_dual=s.clip_dual, kl_coef=s.kl, ref_logps=ref_logps,
             gspo=s.ratio == "sequence", aggregate=s.aggregate, echo=s.echo, micro_tokens=s.micro_tokens,
             constant_tokens=s.max_turns * s.max_new_tokens))            # Dr. GRPO's divisor: the longest there can be
     merge = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
@@ -1282,7 +1306,7 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, signals, counts = collect(s, run.engine, user, mixture, times)
-        times["rollout"] = time.time() - began
+        times |= {"rollout": time.time() - began, "rollout_gb": grpo.phase_gb()}
         metrics = update(run, reference, step, talks, advantages, signals)
         remember_spread(mixture, talks)
         row = {**step_row(s, talks, counts), **metrics}
@@ -1290,7 +1314,8 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
         seconds, gb = run.log_step("rl", step, row, began, times)
         speed = grpo.summed([times.get("sampled", 0)])[0] / max(times["rollout"], 1e-9)
         left = grpo.time_left(since, step - first, s.steps - first)
-        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | "
+        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s "
+              f"GB {times['rollout_gb']:4.2f} rollout {gb:4.2f} update | "
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
             print(f"   ! {line}", flush=True)
@@ -1397,7 +1422,8 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}, "
+          f"{grpo.phase_gb():.2f} GB", flush=True)
     if "user_counts" in result:
         told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
         print("   the LLM user so far: " + ", ".join(told), flush=True)
@@ -1678,7 +1704,6 @@ STUDIES = {
 # Settings that the cold start depends on; cells that differ in others alone share one.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
     reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
-QUICK = {"sft_steps": 300, "steps": 12, "eval_tasks": 32}
 OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 

@@ -13,7 +13,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast,
+                          Qwen2Config, Qwen3Config)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -707,6 +708,101 @@ def test_bf16_runs(fresh):
         assert not grpo.grpo_step(model, optimizer, out, [[1.0] * 4] * 3, lr=1e-6)["skipped"]
     moved = [float((m.detach() - b.float()).abs().max()) for (*_, m), b in zip(optimizer.pairs, before)]
     assert min(moved) > 0, "master weights must move where bf16 cannot"
+    assert not any(v.dtype == torch.bfloat16 for s in optimizer.state.values() for v in s.values())
+
+
+def test_bf16_gradients_are_summed_in_float32(fresh, trajs):
+    """Added up in bf16, the hundredth micro-batch changes nothing: 256 + 1 is 256 there."""
+    model, _ = fresh
+    optimizer = grpo.make_optimizer(model.bfloat16(), 1.0)
+    _, p, master = optimizer.pairs[0]
+    for size in [256.0] + [1.0] * 4:
+        p.grad = torch.full_like(p, size)
+        optimizer.collect()
+    assert p.grad is None and master.grad.unique().tolist() == [260.0]
+
+
+def test_bf16_logits_are_float32(fresh):
+    """The head's product was rounded to bf16 before it became float32: ties among logits, and log-probs off by 0.06."""
+    model, _ = fresh
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = hidden.double() @ model.get_output_embeddings().weight.detach().bfloat16().double().T
+    assert grpo.logits_of(model.bfloat16(), hidden).double().sub(exact).abs().max() < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------ models that must fit
+
+SHAPES = {"qwen3": (Qwen3Config, {"head_dim": 8, "tie_word_embeddings": True}),
+          "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+          "llama": (LlamaConfig, {"rope_theta": 500_000.0}),
+          "smollm2": (LlamaConfig, {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True})}
+
+
+@pytest.fixture(params=SHAPES)
+def shaped(request, policy):
+    """A model of each architecture, hidden size 32, random weights."""
+    kind, more = SHAPES[request.param]
+    config = kind(**{"vocab_size": len(policy[1]), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+                     "eos_token_id": policy[1].eos_token_id, "pad_token_id": policy[1].pad_token_id,
+                     "dtype": "float32", "initializer_range": 0.1, **more})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval(), policy[1]
+
+
+def test_recomputed_layers_have_the_same_gradient(shaped, trajs):
+    """The models' own switch did nothing in eval mode, silently: memory was what it had been."""
+    kept, _ = gradients(shaped[0], grpo.grpo_step, trajs=trajs, advantages=advantages(trajs))
+    calls = []
+    grpo.recompute_layers(shaped[0])
+    shaped[0].base_model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    again, _ = gradients(shaped[0], grpo.grpo_step, trajs=trajs, advantages=advantages(trajs))
+    assert len(calls) == 2 and all(map(torch.equal, kept, again))
+    out = play(shaped, n=2)
+    assert gap([t.logps for t in out], grpo.token_logps(shaped[0], out)) < 1e-4
+
+
+def test_lora_learns_in_few_numbers_and_exports_a_plain_checkpoint(shaped, trajs, tmp_path):
+    model, tok = shaped
+    frozen = {name: w.clone() for name, w in model.state_dict().items()}
+    before = grpo.token_logps(model, trajs)
+    grpo.add_lora(model, 4)
+    assert grpo.token_logps(model, trajs) == before                     # B = 0
+    optimizer = grpo.make_optimizer(model, 1e-2)
+    assert {name.rsplit(".", 1)[1] for name, *_ in optimizer.pairs} == {"lora_a", "lora_b"}
+    train(model, optimizer, trajs, 2)
+    after = grpo.token_logps(model, trajs)
+    assert gap(before, after) > 1e-2 and all(torch.equal(w, model.state_dict()[name]) for name, w in frozen.items())
+    with grpo.without_lora(model):
+        assert grpo.token_logps(model, trajs) == before
+    assert gap(grpo.token_logps(model, play(shaped, n=2)), [t.logps for t in play(shaped, n=2)]) < 1e-4
+    grpo.save_checkpoint(tmp_path / "c", model, tok, optimizer, {"step": 2})
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    assert plain.state_dict().keys() == frozen.keys()
+    ids = torch.tensor([trajs[0].ids])
+    assert torch.allclose(plain(ids).logits, model(ids).logits, atol=1e-5)
+    # a new adapter on top of it: the old one is part of the weights
+    grpo.add_lora(model, 2)
+    assert torch.allclose(plain(ids).logits, model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_resumed_equals_uninterrupted(fresh, trajs, tmp_path, dtype):
+    """W + B A in the file does not say what W was: a resumed run would begin anew, on another reference. And `.to` had
+    rounded the frequencies of positions to bf16, loading had not."""
+    model, tok = grpo.cast(fresh[0], dtype), fresh[1]
+    grpo.add_lora(model, 3)
+    optimizer = grpo.make_optimizer(model, 1e-3)
+    train(model, optimizer, trajs, 2)
+    grpo.save_checkpoint(tmp_path / "c", model, tok, optimizer)
+    back, _, optimizer2, _ = grpo.load_checkpoint(tmp_path / "c", device="cpu")
+    assert grpo.lora_rank(back) == 3
+    for policy, learner in ((model, optimizer), (back, optimizer2)):
+        train(policy, learner, trajs, 2)
+    assert all(torch.equal(w, back.state_dict()[name]) for name, w in model.state_dict().items())
+    with grpo.without_lora(model), grpo.without_lora(back):
+        assert grpo.token_logps(model, trajs) == grpo.token_logps(back, trajs)
 
 
 # ------------------------------------------------------------------------------------------------ loss
@@ -723,6 +819,21 @@ def test_clip_table(ratio, adv, loss, active):
     assert out.item() == pytest.approx(loss, rel=1e-6) and stats["clip"].item() == (not active)
     out.sum().backward()
     assert logp.grad.item() == pytest.approx(-ratio * adv if active else 0.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio, adv, loss, active", [
+    # A < 0: between 1.2 and 3 as it was, above 3 bounded by 3 |A|
+    (0.5, -2.0, 1.6, False), (2.0, -2.0, 4.0, True), (4.0, -2.0, 6.0, False), (3.0, -2.0, 6.0, True),
+    # A > 0: untouched
+    (4.0, 2.0, -2.4, False), (0.5, 2.0, -1.0, True)])
+def test_dual_clip_table(ratio, adv, loss, active):
+    """A single bad action that had become much likelier gave a loss, and a gradient, without bound."""
+    logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    old = torch.zeros(1, dtype=torch.float64)
+    out, stats = grpo.policy_loss(logp, old, torch.tensor([adv]), clip_dual=3.0 + 1e-9)
+    assert out.item() == pytest.approx(loss) and stats["clip"].item() == (not active)
+    out.sum().backward()
+    assert logp.grad.item() == pytest.approx(-ratio * adv if active else 0.0)
 
 
 def test_clip_higher_kl_and_gspo_by_hand():
@@ -1389,22 +1500,31 @@ def learn(rank, n):
     for t, logps in zip(trajs, grpo.token_logps(model, trajs)):
         t.logps = logps
     m = grpo.grpo_step(model, optimizer, trajs, adv, lr=1e-2, aggregate="sequence", echo=0.3)
-    size = sum(p.detach().abs().sum() for p in model.parameters())
-    return m["loss"], m["grad_norm"], m["tokens"], first["echo"], m["echo"], float(size)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return weights, (m["loss"], m["grad_norm"], m["tokens"], first["echo"], m["echo"], m["ratio_max"])
 
 rank = int(sys.argv[2])
-print(*learn(0, 1))
+weights, numbers = learn(0, 1)
+print(*numbers)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
-print(*learn(rank, 2))
+again, numbers = learn(rank, 2)
+print(*numbers)
+print((again - weights).abs().max().item())
+mine = torch.nn.Linear(2, 2)
+torch.nn.init.constant_(mine.weight, rank)
+grpo.share_weights(mine)
+print(mine.weight.sum().item())
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_learn_like_one(tmp_path):
-    """Averaging per-process means weighed short batches more; sums with one divisor over all processes do not."""
+    """Averaging per-process means weighed short batches more; sums with one divisor over all processes do not. And the
+    largest ratio was that of one process; and each had begun with random weights of its own, if --model made some."""
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, ROOT, str(rank), str(tmp_path / "store")],
                                 stdout=subprocess.PIPE, text=True) for rank in range(2)]
     for worker in workers:
-        lines = worker.communicate(timeout=60)[0].splitlines()
-        alone, together = ([float(x) for x in line.split()] for line in lines)
+        lines = worker.communicate(timeout=150)[0].splitlines()
+        alone, together, difference, shared = ([float(x) for x in line.split()] for line in lines)
         assert together == pytest.approx(alone, rel=1e-5)
+        assert difference[0] < 1e-6 and shared == [0.0]
