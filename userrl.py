@@ -4,6 +4,7 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
+    python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py --help                           every command and setting
@@ -28,6 +29,7 @@ import math
 import random
 import sys
 import time
+import weakref
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,6 +87,9 @@ class Settings(grpo.RunSettings):
     user_vague: float = 0.0         # probability that it shrugs instead of answering
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
     patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
+    # self-play
+    rounds: int = 3                 # in each the agent learns (--steps), then the user
+    user_steps: int = 12            # RL steps of the user a round
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
@@ -911,6 +916,134 @@ def eval_(s: Settings) -> None:
     print(f"written to {run.path}/eval.json")
 
 
+# ---------------------------------------------------------------------------------------------- both chairs
+
+HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
+LISTEN = 32                             # conversations per gym from which the user takes what it practises
+
+
+class Pool:
+    """Several users in one chair, one an episode: half of the time the last, else one of those before it."""
+    slow = False
+
+    def __init__(self, users: list):
+        self.users, self.of = users, weakref.WeakKeyDictionary()        # an episode's generator -> who plays in it
+
+    def chosen(self, query: envs.Query) -> int:
+        """The place of an episode's user, drawn at its first question."""
+        if query.rng not in self.of:
+            last = len(self.users) - 1
+            old = last and query.rng.random() < 0.5
+            self.of[query.rng] = query.rng.randrange(last) if old else last
+        return self.of[query.rng]
+
+    def answer(self, queries: list) -> list:
+        replies, chosen = [None] * len(queries), [self.chosen(query) for query in queries]
+        for place, user in enumerate(self.users):
+            mine = [i for i, at in enumerate(chosen) if at == place]
+            for i, reply in zip(mine, user.answer([queries[i] for i in mine]) if mine else []):
+                replies[i] = reply
+        return replies
+
+
+def selfplay(s: Settings) -> None:
+    """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
+
+    A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
+    before it.  Then the latest agent and one of those before it converse with the latest user, and what the gyms made
+    it say is what it practises in --user_steps of RL.  Rules judge both: what the agent earns by the gyms' rewards,
+    the user's lines by its own (a line is said whole, in character, and nothing beside it).  So the agent shapes what
+    its user has to say; how well the agent does is not in the user's reward, or making it fail would pay.
+
+    Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
+    """
+    if s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:"):
+        raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    began, run = time.time(), grpo.Run(s, "selfplay")
+    s = run.s
+    agents, users = [s.model], [s.user.partition(":")[2]]
+    grpo.must_fit(grpo.Engine(*grpo.chosen_policy(s), rows=1, max_len=s.context), first_envs(s))
+    pool = [load_user(s)(users[0], device=s.device or None)]
+    run.begin()
+    try:
+        test_chairs(run, 0, agents, users)
+        for number in range(1, s.rounds + 1):
+            agents.append(agent_round(run, number, agents, Pool(pool)))
+            users.append(user_round(run, number, agents, users, pool[-1]))
+            pool.append(load_user(s)(users[-1], device=s.device or None))
+            test_chairs(run, number, agents, users)
+    except grpo.Stop:
+        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
+        raise
+    print_chairs(run)
+    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def agent_round(run: grpo.Run, number: int, agents: list[str], user: Pool) -> str:
+    """The agent's turn to learn: a run of its own in the run folder, which is returned."""
+    place = f"agent-{number}"
+    print(f"-- round {number}: the agent learns", flush=True)
+    resume = (run.path / place / "config.json").exists()
+    part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], resume=resume), "selfplay", place)
+    grpo.first_policy(part, None, first_envs(part.s))
+    grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
+    return str(part.path)
+
+
+def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], user) -> str:
+    """The user's turn: it hears the agents, then practises.  Returns its run folder."""
+    import userlm_r1
+    print(f"-- round {number}: the user learns", flush=True)
+    s, file = run.s, f"lines-{number}.json"
+    if not (run.path / file).exists():
+        before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
+        user.lines.clear()
+        for agent in (agents[-1], before):
+            engine = grpo.Engine(*grpo.chosen_policy(replace(s, model=agent)), rows=s.rows, max_len=s.context)
+            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(LISTEN)]
+            roll(replace(s, group=2), engine, user, places, {})
+        run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
+    grpo.gather("written")                                              # nobody reads before
+    own = userlm_r1.Settings(name=run.path.name, seed=s.seed, workers=s.workers, device=s.device, steps=s.user_steps,
+                             tasks=s.tasks, group=s.group, save_every=s.save_every)
+    return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
+
+
+def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str]) -> None:
+    """Test both after a round, once; into eval.json."""
+    import userlm_r1
+    s = run.s
+    engine = grpo.Engine(*grpo.chosen_policy(replace(s, model=agents[-1])), rows=s.rows, max_len=s.context)
+    for label, harder in {"scripted": {}, "held out": HELD_OUT_USER}.items():
+        own = replace(s, user="scripted", **harder)
+        result = run.evaluate(f"agent {number}, {label}",
+                              lambda: {**evaluate(own, engine, make_user(own), s.eval_tasks), "talks": {}})
+        print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
+    own = userlm_r1.as_trained(userlm_r1.Settings(
+        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32)))
+    userlm_r1.print_reality(run.evaluate(
+        f"user {number}", lambda: userlm_r1.reality(own, users[-1], userlm_r1.trained(own), broken=False)))
+
+
+def print_chairs(run: grpo.Run) -> None:
+    """The table: a row a round."""
+    titles = "agent: scripted", "held-out user", "user: unfit", "tau", "gap", "AUC"
+    print(f"\n{'round':8}" + "".join(f"{title:>17}" for title in titles))
+    for number in range(run.s.rounds + 1):
+        agent = [shown(run.evals[f"agent {number}, {label}"]["macro"]) for label in ("scripted", "held out")]
+        report = run.evals[f"user {number}"]
+        share = report["replaced"] / max(report["spoken"], 1)
+        half = 1.96 * math.sqrt(share * (1 - share) / max(report["spoken"], 1))
+        row = report["users"][report["tested"]]
+        numbers = [[share, half], row["tau"], row["gap"], row["auc"]]
+        print(f"{number:<8}" + "".join(f"{cell:>17}" for cell in agent + [f"{x:.3f} ± {h:.3f}" for x, h in numbers]))
+    print("(agent: macro-average return; unfit: share of its lines that the rules had to say; tau, gap, AUC: its "
+          "fidelity\n report, see userlm_r1.py; ± is half a 95 % interval over tasks, calls or lines)")
+
+
+# ---------------------------------------------------------------------------------------------- play
+
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
@@ -952,7 +1085,7 @@ def play(s: Settings) -> None:
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "selfplay": selfplay, "play": play}
 
 
 def main(argv: list[str]) -> int:
