@@ -1511,7 +1511,7 @@ def play_together(seats: list, user) -> dict[int, float]:
 def kendall(a, b) -> float:
     """Kendall's tau-b of two rankings: (pairs in the same order - in the opposite) / sqrt(pairs untied in a x in b)."""
     i, j = np.triu_indices(len(a), 1)
-    one, other = np.sign(np.subtract(a[i], a[j])), np.sign(np.subtract(b[i], b[j]))
+    one, other = (np.sign(np.asarray(x)[i] - np.asarray(x)[j]) for x in (a, b))
     untied = math.sqrt(np.sum(one != 0) * np.sum(other != 0))
     return float(np.sum(one * other) / untied) if untied else 0.0
 
@@ -1573,13 +1573,13 @@ def compared(returns: np.ndarray, theirs: np.ndarray, calls: np.ndarray, their_c
             "auc": bootstrap(lambda i: auc(scores[0][i], scores[1][i]), len(calls))}
 
 
-def reality(s: Settings, label: str, user: Candidate, broken: bool = True) -> dict:
+def reality(s: Settings, label: str, user: Candidate, agents: dict, broken: bool = True) -> dict:
     """The report of `fidelity`: agents (mean returns), users (tau, gap, AUC), features (means, and their difference).
 
     Every number is [value, half width of its 95 % interval].  "seen by": the numbers by which a user is worse than the
     reference is against itself: the interval of the difference, over the same draws of tasks, leaves out 0.
     """
-    agents, itself = agents_of(s), "the reference again"
+    itself = "the reference again"
     users = {itself: scripted(s), label: user}
     users |= {f"broken: {way}": scripted(s, way) for way in (BROKEN if broken else ())}
 
@@ -2180,12 +2180,15 @@ def fidelity_(s: Settings) -> None:
     """Is the user real?  A trained user, or the scripted one with --noise, against the scripted one."""
     if s.model == "tiny":
         raise ValueError("fidelity needs --model=<run or checkpoint folder> (or --model=teacher)")
+    if s.eval_calls < 10:
+        raise ValueError(f"fidelity needs at least --eval_calls=10 to tell users apart, not {s.eval_calls}")
     run = grpo.Run(as_trained(s), "fidelity")
     label, user = f"noise {s.noise}", scripted(run.s, "noise", s.noise)
     if s.model != "teacher":
         label, user = s.model, trained(run.s)
+    agents = agents_of(run.s)
     run.begin()
-    print_reality(run.evaluate("fidelity", lambda: reality(run.s, label, user)))
+    print_reality(run.evaluate("fidelity", lambda: reality(run.s, label, user, agents)))
     print(f"written to {run.path}/eval.json")
 
 

@@ -919,7 +919,6 @@ def eval_(s: Settings) -> None:
 # ---------------------------------------------------------------------------------------------- both chairs
 
 HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
-LISTEN = 32                             # conversations per gym from which the user takes what it practises
 
 
 class Pool:
@@ -950,33 +949,37 @@ def selfplay(s: Settings) -> None:
     """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
 
     A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
-    before it.  Then the latest agent and one of those before it converse with the latest user, and what the gyms made
-    it say is what it practises in --user_steps of RL.  Rules judge both: what the agent earns by the gyms' rewards,
+    before it.  Then the latest agent and one of those before it converse with the latest user (on --tasks tasks a gym),
+    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: what the agent earns by the gyms' rewards,
     the user's lines by its own (a line is said whole, in character, and nothing beside it).  So the agent shapes what
     its user has to say; how well the agent does is not in the user's reward, or making it fail would pay.
 
     Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
     """
-    if s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:"):
+    if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
         raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
     began, run = time.time(), grpo.Run(s, "selfplay")
     s = run.s
     agents, users = [s.model], [s.user.partition(":")[2]]
-    grpo.must_fit(grpo.Engine(*grpo.chosen_policy(s), rows=1, max_len=s.context), first_envs(s))
-    pool = [load_user(s)(users[0], device=s.device or None)]
+    grpo.must_fit(engine_of(s, s.model), first_envs(s))
+    pool = [make_user(s)]
     run.begin()
     try:
         test_chairs(run, 0, agents, users)
         for number in range(1, s.rounds + 1):
             agents.append(agent_round(run, number, agents, Pool(pool)))
             users.append(user_round(run, number, agents, users, pool[-1]))
-            pool.append(load_user(s)(users[-1], device=s.device or None))
+            pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
             test_chairs(run, number, agents, users)
     except grpo.Stop:
         print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
         raise
     print_chairs(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def engine_of(s: Settings, model: str) -> grpo.Engine:
+    return grpo.Engine(*grpo.chosen_policy(replace(s, model=model)), rows=s.rows, max_len=s.context)
 
 
 def agent_round(run: grpo.Run, number: int, agents: list[str], user: Pool) -> str:
@@ -999,9 +1002,8 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
         before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
         user.lines.clear()
         for agent in (agents[-1], before):
-            engine = grpo.Engine(*grpo.chosen_policy(replace(s, model=agent)), rows=s.rows, max_len=s.context)
-            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(LISTEN)]
-            roll(replace(s, group=2), engine, user, places, {})
+            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(s.tasks)]
+            roll(replace(s, group=2), engine_of(s, agent), user, places, {})
         run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
     grpo.gather("written")                                              # nobody reads before
     own = userlm_r1.Settings(name=run.path.name, seed=s.seed, workers=s.workers, device=s.device, steps=s.user_steps,
@@ -1013,17 +1015,22 @@ def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str])
     """Test both after a round, once; into eval.json."""
     import userlm_r1
     s = run.s
-    engine = grpo.Engine(*grpo.chosen_policy(replace(s, model=agents[-1])), rows=s.rows, max_len=s.context)
+    engine = engine_of(s, agents[-1])
     for label, harder in {"scripted": {}, "held out": HELD_OUT_USER}.items():
         own = replace(s, user="scripted", **harder)
-        result = run.evaluate(f"agent {number}, {label}",
-                              lambda: {**evaluate(own, engine, make_user(own), s.eval_tasks), "talks": {}})
+
+        def take():
+            result = evaluate(own, engine, make_user(own), s.eval_tasks)
+            result.pop("talks", None)
+            return result
+        result = run.evaluate(f"agent {number}, {label}", take)
         print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
     own = userlm_r1.as_trained(userlm_r1.Settings(
         model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
-        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32)))
-    userlm_r1.print_reality(run.evaluate(
-        f"user {number}", lambda: userlm_r1.reality(own, users[-1], userlm_r1.trained(own), broken=False)))
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
+        eval_calls=max(10, min(s.eval_tasks, 48))))
+    userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
+        own, users[-1], userlm_r1.trained(own), userlm_r1.agents_of(own), broken=False)))
 
 
 def print_chairs(run: grpo.Run) -> None:
