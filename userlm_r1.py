@@ -9,7 +9,7 @@ trains it unchanged.  No code of the paper was published; the numbers and the ta
                  <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
 
 Read it from top to bottom: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, judge, words,
-evaluation, the user in the gyms, files, training.  Left out: learned reward models, dashboards, other languages.
+evaluation, the user in the gyms, is it real, files, training.  Left out: learned reward models, dashboards, other languages.
 
     python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
@@ -1360,31 +1360,33 @@ def broken_turn(env: CallEnv, rng: random.Random, slip: float, way: str, share: 
 
 FEELINGS = (r"\b(hope|sorry|angry|annoy\w*|upset|sad|glad|happy|great|worr\w+|afraid|tired|hate|love|terrible|"
             r"patien\w+|fair|family waits|long week|a lot of time|called before)\b")
-FEATURES = ("words a turn", "words a turn, chatty - brief", "short turns (< 5 words)", "polite turns",
-            "polite turns, polite - blunt", "turns with the own phrase", "questions", "facts a turn",
-            "facts told in the first half", "word pairs said before", "push-back", "turns with feeling",
-            "turn of ending", "ends by a goodbye")
+def features(env: CallEnv) -> dict[str, float]:
+    """What anybody can count in a call.
 
-
-def features(env: CallEnv) -> list[float]:
-    """FEATURES of a call: what anybody can count in what was said.
-
-    Two of them are signed by the persona (+1 chatty or polite, -1 brief or blunt): a user that swaps the two styles
-    sounds, over all calls, as before.
+    Two are signed by the persona (+1 chatty or polite, -1 brief or blunt): over all calls, a user that swaps the two
+    styles sounds as before.
     """
     persona, told = env.task["persona"], [row["turn"] for row in ledger(env) if row["known"]]
-    said = [words_of(t.reply.say.lower()) for t in env.log]
-    polite = [bool(re.search(r"\b(please|thank\w*|sorry)\b", t.reply.say, re.I)) for t in env.log]
-    feeling = [bool(re.search(FEELINGS, t.reply.say, re.I)) for t in env.log]
-    pairs = [pair for turn in said for pair in zip(turn, turn[1:])]
-    n, length = len(said), sum(map(len, said)) / len(said)
-    chatty, mannered = (1 if persona.verbosity == "chatty" else -1), (1 if persona.manner == "polite" else -1)
-    return [length, chatty * length, sum(len(turn) < 5 for turn in said) / n, sum(polite) / n,
-            mannered * sum(polite) / n, sum(persona.phrase in turn for turn in said) / n,
-            sum("?" in t.reply.say for t in env.log) / n, len(told) / n,
-            sum(turn < n / 2 for turn in told) / max(len(told), 1), 1 - len(set(pairs)) / max(len(pairs), 1),
-            sum(t.act in ("challenge", "reject", "counter") for t in env.log) / n, sum(feeling) / n,
-            float(n), float(env.log[-1].act == "end")]
+    said = [t.reply.say.lower() for t in env.log]
+    turns, acts, n = [words_of(say) for say in said], [t.act for t in env.log], max(1, len(env.log))
+    pairs = [pair for words in turns for pair in zip(words, words[1:])]
+    length = sum(map(len, turns)) / n
+    polite = sum(bool(re.search(r"\b(please|thank|sorry)", say)) for say in said) / n
+    return {
+        "words a turn": length,
+        "words a turn, chatty - brief": length if persona.verbosity == "chatty" else -length,
+        "short turns (< 5 words)": sum(len(words) < 5 for words in turns) / n,
+        "polite turns": polite,
+        "polite turns, polite - blunt": polite if persona.manner == "polite" else -polite,
+        "turns with the own phrase": sum(persona.phrase in words for words in turns) / n,
+        "turns with feeling": sum(bool(re.search(FEELINGS, say)) for say in said) / n,
+        "questions": sum("?" in say for say in said) / n,
+        "push-back": sum(act in ("challenge", "reject", "counter") for act in acts) / n,
+        "facts a turn": len(told) / n,
+        "facts told in the first half": sum(turn < n / 2 for turn in told) / max(1, len(told)),
+        "word pairs said before": 1 - len(set(pairs)) / max(1, len(pairs)),
+        "turn of ending": float(len(acts)),
+        "ends by a goodbye": float(acts[-1:] == ["end"])}
 
 
 @dataclass
@@ -1405,6 +1407,7 @@ def trained(s: Settings) -> Candidate:
     """A checkpoint; the settings are those that it was trained in."""
     model, tokenizer = grpo.chosen_policy(s)
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    grpo.must_fit(engine, first_call(s))
     return Candidate(UserLM(model, tokenizer, s.mode, rows=s.rows, long=s.long), engine)
 
 
@@ -1416,8 +1419,8 @@ def dealt(todo: list, work) -> list:
     return out
 
 
-def calls_of(s: Settings, user: Candidate, again: int) -> np.ndarray:
-    """(calls, FEATURES) of the held-out calls.  again: the number of a repetition, for other random numbers."""
+def calls_of(s: Settings, user: Candidate, again: int) -> list[dict]:
+    """`features` of the held-out calls.  again: the number of a repetition, for other random numbers."""
     sops, personas = tables(s)
 
     def work(numbers):
@@ -1431,8 +1434,8 @@ def calls_of(s: Settings, user: Candidate, again: int) -> np.ndarray:
             env.reset()
             while not env.over:
                 drive(env.turn(user.call(env, rng)))
-        return [features(env) if env.log else [0.0] * len(FEATURES) for env in todo]
-    return np.array(dealt(list(range(s.eval_calls)), work))
+        return [features(env) for env in todo]
+    return dealt(list(range(s.eval_calls)), work)
 
 
 # ---- agents of known quality
@@ -1443,8 +1446,7 @@ def agents_of(s: Settings) -> dict:
     for path in filter(None, s.agents.split(",")):
         agents[path] = grpo.Engine(*grpo.chosen_policy(dataclasses.replace(s, model=path)), rows=s.rows,
                                    max_len=s.context)
-    return {**agents, "shortcut: another talk": another_talk,
-            "shortcut: a vague question": vague_question}
+    return {**agents, "shortcut: another talk": another_talk, "shortcut: a vague question": vague_question}
 
 
 @lru_cache
@@ -1559,12 +1561,12 @@ def with_interval(values: np.ndarray) -> list[float]:
     return [float(values[0]), float(1.96 * values[1:].std())]
 
 
-def compared(returns: np.ndarray, theirs: np.ndarray, calls: np.ndarray, their_calls: np.ndarray) -> dict:
+def compared(returns: np.ndarray, theirs: np.ndarray, calls: list[dict], their_calls: list[dict]) -> dict:
     """tau, gap and AUC as `bootstrap` gives them.
 
-    returns, theirs: (agents, tasks) with the reference and with a user; calls, their_calls: (calls, features).
+    returns, theirs: (agents, tasks) with the reference and with a user; calls, their_calls: `features` of each call.
     """
-    scores = told_apart(calls, their_calls)
+    scores = told_apart(*(np.array([list(call.values()) for call in some]) for some in (calls, their_calls)))
 
     def means(i):
         return returns[:, i].mean(1), theirs[:, i].mean(1)
@@ -1598,10 +1600,10 @@ def reality(s: Settings, label: str, user: Candidate, agents: dict, broken: bool
     means, differ = {}, {}
     for i, name in enumerate(agents):
         means[name] = {"reference": list(rewards.mean_ci(known[i])), label: list(rewards.mean_ci(returns[i]))}
-    for i, name in enumerate(FEATURES):
-        one, other = real[:, i], calls[:, i]
+    for name in real[0]:
+        one, other = ([call[name] for call in some] for some in (real, calls))
         differ[name] = {"reference": list(rewards.mean_ci(one)), label: list(rewards.mean_ci(other)),
-                        "gap": list(rewards.mean_ci(other - one))}
+                        "gap": list(rewards.mean_ci(np.subtract(other, one)))}
     spoken, replaced = grpo.summed([getattr(user.gym_user, name, 0) for name in ("spoken", "replaced")])
     return {"agents": means, "users": table, "features": differ, "tested": label, "gyms": s.gyms,
             "tasks": known.shape[1], "calls": len(real), "spoken": spoken, "replaced": replaced}

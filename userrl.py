@@ -88,7 +88,7 @@ class Settings(grpo.RunSettings):
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
     patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
     # self-play
-    rounds: int = 3                 # in each the agent learns (--steps), then the user
+    rounds: int = 3                 # in each the agent learns (--steps), then the user; 0 steps: it stays as it is
     user_steps: int = 12            # RL steps of the user a round
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
@@ -985,6 +985,8 @@ def engine_of(s: Settings, model: str) -> grpo.Engine:
 def agent_round(run: grpo.Run, number: int, agents: list[str], user: Pool) -> str:
     """The agent's turn to learn: a run of its own in the run folder, which is returned."""
     place = f"agent-{number}"
+    if not run.s.steps:
+        return agents[-1]
     print(f"-- round {number}: the agent learns", flush=True)
     resume = (run.path / place / "config.json").exists()
     part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], resume=resume), "selfplay", place)
@@ -996,8 +998,10 @@ def agent_round(run: grpo.Run, number: int, agents: list[str], user: Pool) -> st
 def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], user) -> str:
     """The user's turn: it hears the agents, then practises.  Returns its run folder."""
     import userlm_r1
-    print(f"-- round {number}: the user learns", flush=True)
     s, file = run.s, f"lines-{number}.json"
+    if not s.user_steps:
+        return users[-1]
+    print(f"-- round {number}: the user learns", flush=True)
     if not (run.path / file).exists():
         before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
         user.lines.clear()

@@ -49,15 +49,15 @@ def test_the_same_calls_are_not_told_apart_and_other_ones_are():
 def test_an_interval_by_hand():
     """The bootstrap of a mean has the standard error of a mean."""
     values = np.random.default_rng(0).normal(size=50)
-    mean, half = u.with_interval(u.bootstrap(lambda i: values[i].mean(), 50, 3000))
-    assert mean == values.mean() and half == pytest.approx(1.96 * values.std() / 50**0.5, rel=0.05)
+    mean, half = u.with_interval(u.bootstrap(lambda i: values[i].mean(), 50, 1000))
+    assert mean == values.mean() and half == pytest.approx(1.96 * values.std() / 50**0.5, rel=0.1)
 
 
 def test_features_of_a_call_by_hand():
     env = u.CallEnv(task(CLAIM))
     env.reset()
     u.drive(env.turn(GOOD))                             # Honestly, no, the deadline is Friday, not Monday, please.
-    assert dict(zip(u.FEATURES, u.features(env))) == {
+    assert u.features(env) == {
         "words a turn": 9, "words a turn, chatty - brief": -9, "short turns (< 5 words)": 0, "polite turns": 1,
         "polite turns, polite - blunt": 1, "turns with the own phrase": 1, "questions": 0, "facts a turn": 1,
         "facts told in the first half": 1, "word pairs said before": 0, "push-back": 1, "turns with feeling": 0,
@@ -66,7 +66,7 @@ def test_features_of_a_call_by_hand():
 
 def test_side_by_side_is_as_one_by_one():
     expert = partial(envs.expert, slip=0.3)
-    todo = [envs.make(gym, i, "test") for gym in ("intention", "telepathy", "function") for i in range(3)]
+    todo = [envs.make(gym, i, "test") for gym in ("intention", "persuade") for i in range(3)]
     assert list(u.play_together([(env, expert) for env in todo], envs.ScriptedUser()).values()) == [
         pytest.approx(sum(envs.play(envs.make(env.name, i % 3, "test"), expert))) for i, env in enumerate(todo)]
 
@@ -88,7 +88,8 @@ def test_every_broken_user_is_seen_and_the_reference_is_not():
 
 def test_a_user_is_broken_in_the_way_it_says():
     s = u.Settings(eval_calls=20)
-    mean = {way: dict(zip(u.FEATURES, u.calls_of(s, u.scripted(s, way), 1).mean(0))) for way in ("", *u.BROKEN)}
+    calls = {way: u.calls_of(s, u.scripted(s, way), 1) for way in ("", *u.BROKEN)}
+    mean = {way: {name: np.mean([call[name] for call in some]) for name in some[0]} for way, some in calls.items()}
     assert mean["ends early"]["turn of ending"] == 2
     assert mean["never refuses"]["push-back"] < mean[""]["push-back"] / 2
     assert mean["tells all at once"]["facts a turn"] > 3 * mean[""]["facts a turn"]
