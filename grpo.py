@@ -1337,7 +1337,7 @@ class RunSettings:
     temperature: float = 1.0    # of the rollouts
     clip_high: float = 0.2      # the ratio is clipped at 1 + clip_high
     # conversations
-    rows: int = 96              # conversations generated at once
+    rows: int = 96              # conversations generated at once (last bits of the numbers depend on it)
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
     # evaluation
@@ -1423,12 +1423,16 @@ class Run:
         In a run that goes on, drop the log lines after the checkpoint; the same steps will write them again.
         """
         print(f"run folder {self.path}", flush=True)
+        threads = torch.get_num_threads()
+        if self.s.resume and self.threads not in (None, threads):
+            print(f"! begun with {self.threads} threads, now {threads}: the last bits of the numbers will differ",
+                  flush=True)
         if self.writes and self.s.resume:
             self._rewind()
         elif self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            settings = {"command": self.command, **dataclasses.asdict(self.s)}
+            settings = {"command": self.command, "threads": threads, **dataclasses.asdict(self.s)}
             self.write("config.json", {**settings, "checksum": checksum(settings)})
 
     def _rewind(self):
@@ -1483,6 +1487,7 @@ class Run:
             raise ValueError(f"nothing to resume: {file} is missing")
         sealed = saved.pop("checksum", None)
         intact = sealed in (None, checksum(saved))
+        self.threads = saved.pop("threads", None)
         if saved.pop("command", None) != self.command:
             raise ValueError(f"{self.path} was not started by '{self.command}'")
         other = ValueError(f"{file} was written by another version")

@@ -27,13 +27,10 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import random
 import re
 import sys
 import time
-import urllib.parse
-import urllib.request
 import weakref
 import zlib
 from collections import Counter
@@ -45,6 +42,7 @@ import grpo
 import envs
 import numpy as np
 import rewards
+from envs import remote
 
 # ---------------------------------------------------------------------------------------------- profiles
 # The static profile says who the caller is, the dynamic one what is on their mind: the user writes it anew every turn.
@@ -1632,7 +1630,7 @@ def print_reality(report: dict) -> None:
           "beyond the interval\n of the difference)")
 
 
-# ---------------------------------------------------------------------------------------------- files and servers
+# ---------------------------------------------------------------------------------------------- files
 
 # fields that must come back from the text format, or be found in what is said; the others are PLAIN words
 PLAIN = r"[\w'-]+( [\w'-]+)*"
@@ -1679,26 +1677,6 @@ def read_row(row, kind: type):
 def tables(s: Settings) -> tuple:
     """The run's own SOPs and personas; None for those of this file."""
     return load_table(s.sops, SOP) if s.sops else None, load_table(s.personas, Persona) if s.personas else None
-
-
-def remote(address: str):
-    """A language model behind an OpenAI-compatible server ("model@url") as a callable prompt -> text.
-
-    It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
-    http://localhost:8000/v1.
-    """
-    model, _, url = address.partition("@")
-    key = os.environ.get("KEY_" + re.sub(r"\W", "_", urllib.parse.urlsplit(url).netloc).upper())
-    url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-
-    def ask(prompt: str) -> str:
-        talk = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 600}
-        request = urllib.request.Request(url, json.dumps(talk).encode(), {"Content-Type": "application/json"})
-        if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")   # to no other server that it names
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)["choices"][0]["message"]["content"]
-    return ask
 
 
 @lru_cache

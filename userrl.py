@@ -29,7 +29,6 @@ import math
 import random
 import sys
 import time
-import weakref
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,11 +81,20 @@ class Settings(grpo.RunSettings):
     wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
-    user: str = "scripted"          # who talks: "scripted", userlm:runs/<name>, or MODULE:ARGUMENT (its load_user)
+    user: str = "scripted"          # or userlm:runs/<name>, llm:MODEL@URL, llm:FOLDER, MODULE:ARGUMENT, mix:A,B
     user_noise: float = 0.0         # probability that the scripted user misunderstands
     user_vague: float = 0.0         # probability that it shrugs instead of answering
     persona: str = ""               # how it speaks: plain, polite, chatty, impatient, unsure; empty: drawn per episode
     patience: int = 0               # it leaves after so many turns in a row that earned nothing; 0: never
+    # a user that is a language model (llm:…)
+    llm_words: bool = True          # it speaks in its own words; False: the rules speak, and it only judges
+    llm_requests: int = 64          # how many it is asked at once, at most
+    llm_tokens: int = 512           # of a reply, at most
+    llm_timeout: float = 60.0       # seconds that a server may take
+    llm_tries: int = 6              # of a request, before the conversation ends as "user error"
+    llm_context: int = 3072         # tokens of a request and its reply; of llm:FOLDER only
+    llm_cache: str = "runs/.llm"    # folder of a server's replies, each asked for once; empty: none
+    llm_prompts: str = ""           # the version of the prompts: set by itself, and the same when a run goes on
     # self-play
     rounds: int = 3                 # in each the agent learns (--steps), then the user; 0 steps: it stays as it is
     user_steps: int = 12            # RL steps of the user a round
@@ -101,7 +109,8 @@ class Settings(grpo.RunSettings):
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
                "aggregate": ("token", "sequence", "constant")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
-             "max_turns": 1, "val_tasks": 1}
+             "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
+             "llm_context": 64}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
     ALSO = {"gym": "gyms"}
 
@@ -124,8 +133,8 @@ class Settings(grpo.RunSettings):
             raise ValueError("--reading must be below 1, and --slip, --user_noise, --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
-        if self.user != "scripted":
-            load_user(self)
+        for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
+            check_user(self, name)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not gym_names(self):
             raise ValueError("--gyms names no gym")
@@ -209,20 +218,101 @@ def first_envs(s: Settings) -> dict[str, envs.Env]:
     return {gym: make_env(s, gym, 0, "test", None) for gym in gym_names(s)}
 
 
-def load_user(s: Settings):
-    """The function load_user(argument, noise, vague, device) of --user's module."""
-    module, colon, _ = s.user.partition(":")
-    if not colon:
-        raise ValueError(f"--user is 'scripted', 'userlm:FOLDER' or 'MODULE:ARGUMENT', not {s.user!r}")
+def users(s: Settings) -> list[str]:
+    """The one user of --user, or all that mix:A,B names."""
+    mixed = s.user.startswith("mix:")
+    return listed(s.user.removeprefix("mix:")) if mixed else [s.user]
+
+
+def check_user(s: Settings, name: str) -> None:
+    """ValueError for a user that there is not.  Of a language model the version of its prompts is set."""
+    kind, _, argument = name.partition(":")
+    if kind == "llm" and argument:
+        version = envs.prompts_version()
+        if s.llm_prompts not in ("", version):
+            raise ValueError(f"--llm_prompts={s.llm_prompts}: the prompts of an LLM user are of version {version} now")
+        s.llm_prompts = version
+        if served(argument):
+            envs.Server(argument)
+        if s.user == name and (s.user_noise or s.user_vague):
+            raise ValueError("--user_noise and --user_vague are for the scripted user, not for llm:…")
+    elif name != "scripted":
+        load_user(name)
+
+
+def load_user(name: str):
+    """The function load_user(argument, noise, vague, device) of a user's module."""
+    module, colon, _ = name.partition(":")
+    if not colon or name in ("llm:", "mix:"):
+        raise ValueError(f"--user is 'scripted', 'userlm:FOLDER', 'llm:MODEL@URL', 'llm:FOLDER', 'mix:A,B' or "
+                         f"'MODULE:ARGUMENT', not {name!r}")
     return grpo.plug("user", f"{'userlm_r1' if module == 'userlm' else module}:load_user")
+
+
+def served(model: str) -> bool:
+    """Is that a model behind a server, and no folder?"""
+    return "@http" in model
 
 
 def make_user(s: Settings):
     """The user in every gym; one object for all conversations, so that a model answers them in batches."""
-    if s.user == "scripted":
+    made = [one_user(s, name) for name in users(s)]
+    return envs.MixedUser(made) if s.user.startswith("mix:") else made[0]
+
+
+def one_user(s: Settings, name: str):
+    kind, _, argument = name.partition(":")
+    if name == "scripted":
         return envs.ScriptedUser(s.user_noise, s.user_vague)
-    _, _, argument = s.user.partition(":")
-    return load_user(s)(argument, s.user_noise, s.user_vague, s.device or None)
+    if kind != "llm":
+        return load_user(name)(argument, s.user_noise, s.user_vague, s.device or None)
+    if not served(argument):
+        model = LocalModel(s, argument)
+        return envs.LLMUser(model.texts, s.llm_words, slow=False, costs=model.counts)
+    server = envs.Server(argument, s.llm_timeout, s.llm_tries, s.llm_requests, cache=s.llm_cache)
+    # a wrong address or key is said at once
+    server.chat([{"role": "user", "content": "Say: ok"}], max_tokens=8, temperature=0)
+    return envs.LLMUser(partial(server.texts, max_tokens=s.llm_tokens), s.llm_words, costs=server.counts)
+
+
+def seated(user, *key):
+    """The user of one conversation: of several, the one that is drawn by the key."""
+    return user.drawn("/".join(map(str, key))) if hasattr(user, "drawn") else user
+
+
+class LocalModel:
+    """A checkpoint on our own engine that answers requests, many in one batch, greedily."""
+
+    def __init__(self, s: Settings, folder: str):
+        model, tokenizer = grpo.load_policy(folder, device=s.device or None)
+        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
+        self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
+
+    def texts(self, talks: list[list[dict]]) -> list:
+        """What it says to each talk of a system and a user message; an OSError where the talk is too long."""
+        began, requests = time.time(), [Request(talk) for talk in talks]
+        done = grpo.rollout(self.engine, requests, max_new_tokens=self.tokens, greedy=True) if requests else []
+        self.counts["requests"] += len(talks)
+        self.counts["completion_tokens"] += sum(sum(talk.mask) for talk in done)
+        self.counts["seconds"] += time.time() - began
+        too_long = OSError(f"a request is longer than --llm_context={self.engine.max_len}")
+        return [too_long if request.text is None else request.text for request in requests]
+
+
+class Request:
+    """A request as an environment of one turn: how the engine answers it."""
+    user = text = None
+
+    def __init__(self, talk: list[dict]):
+        self.system_prompt, self.first = (message["content"] for message in talk)
+
+    def reset(self):
+        return self.first, {}
+
+    def turn(self, text: str):
+        self.text = text
+        return "", 0.0, True, False, {}
+        yield                                                           # a generator, like every env's turn
 
 
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
@@ -395,17 +485,19 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict
         talks |= first
         for gym, episode in theirs:
             episodes[gym].append(episode)
-    who = (f"{s.user} user, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
+    prompts = f" (prompts {s.llm_prompts})" if s.llm_prompts else ""
+    who = (f"{s.user} user{prompts}, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
            f"patience {s.patience or 'endless'}")
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
 def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[list[tuple[str, dict]], dict]:
     """(gym, what is kept of an episode, as JSON) for each (gym, index, sample); the talks of `evaluate`."""
-    todo = [make_env(s, gym, index, split, user) for gym, index, _ in tasks]
+    todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
+            for gym, index, again in tasks]
     if policy in SCRIPTED:
         act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
-        outcomes = [scripted_episode(env, act) for env in todo]
+        outcomes = [scripted_outcome(env, earned) for env, earned in zip(todo, envs.play_together(todo, act))]
     else:
         # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
@@ -424,12 +516,11 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[l
     return kept, talks
 
 
-def scripted_episode(env: envs.Env, act) -> tuple[list[float], str, str]:
-    """Rewards, status and error of an episode of act(env) -> action."""
-    try:
-        return envs.play(env, act), env.ended or "done", ""
-    except (envs.UserError, OSError) as error:
-        return [], "user_error", f"{type(error).__name__}: {grpo.reason(error)}"
+def scripted_outcome(env: envs.Env, earned) -> tuple[list[float], str, str]:
+    """Rewards, status and error of an episode: what `envs.play_together` says of it."""
+    if isinstance(earned, Exception):
+        return [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
+    return earned, env.ended or "done", ""
 
 
 def shown(x: dict) -> str:
@@ -544,7 +635,7 @@ def roll(s: Settings, engine, user, tasks: list[tuple[str, int]], times: dict) -
     todo, groups, seeds = [], [], []
     for gym, index in tasks[grpo.rank()::grpo.world()]:
         group = f"{gym}-{index}"
-        todo += [make_env(s, gym, index, "train", user) for _ in range(s.group)]
+        todo += [make_env(s, gym, index, "train", seated(user, s.seed, group, i)) for i in range(s.group)]
         groups += [group] * s.group
         seeds += [(s.seed, 3, zlib.crc32(group.encode()), i) for i in range(s.group)]
     talks = grpo.rollout(engine, todo, groups=groups, seeds=seeds, temperature=s.temperature,
@@ -817,15 +908,34 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
 
     def take():
         result = evaluate(run.s, policy, user, tasks)
+        if counts := user_counts(user):
+            result["user_counts"] = counts
         run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
     print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
-    spoken, replaced = grpo.summed([getattr(user, "spoken", 0), getattr(user, "replaced", 0)])
+    if "user_counts" in result:
+        told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
+        print("   the LLM user so far: " + ", ".join(told), flush=True)
+    spoken, replaced = user_sums(user, ("spoken", "replaced"))
     if spoken:
         print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
               "by the rules", flush=True)
+
+
+def user_sums(user, names) -> list[float]:
+    """What the users of all processes have counted so far."""
+    return grpo.summed([sum(getattr(one, name, 0) for one in getattr(user, "users", [user])) for name in names])
+
+
+def user_counts(user) -> dict[str, float]:
+    """What the LLM users of all processes have done and cost so far; {} without one."""
+    total: dict = {}
+    for one in getattr(user, "users", [user]):
+        for name, count in getattr(one, "counts", {}).items():
+            total[name] = total.get(name, 0) + count
+    return dict(zip(total, grpo.summed(list(total.values())))) if total else {}
 
 
 def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
@@ -921,30 +1031,6 @@ def eval_(s: Settings) -> None:
 HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
 
 
-class Pool:
-    """Several users in one chair, one an episode: half of the time the last, else one of those before it."""
-    slow = False
-
-    def __init__(self, users: list):
-        self.users, self.of = users, weakref.WeakKeyDictionary()        # an episode's generator -> who plays in it
-
-    def chosen(self, query: envs.Query) -> int:
-        """The place of an episode's user, drawn at its first question."""
-        if query.rng not in self.of:
-            last = len(self.users) - 1
-            old = last and query.rng.random() < 0.5
-            self.of[query.rng] = query.rng.randrange(last) if old else last
-        return self.of[query.rng]
-
-    def answer(self, queries: list) -> list:
-        replies, chosen = [None] * len(queries), [self.chosen(query) for query in queries]
-        for place, user in enumerate(self.users):
-            mine = [i for i, at in enumerate(chosen) if at == place]
-            for i, reply in zip(mine, user.answer([queries[i] for i in mine]) if mine else []):
-                replies[i] = reply
-        return replies
-
-
 def selfplay(s: Settings) -> None:
     """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
 
@@ -967,7 +1053,9 @@ def selfplay(s: Settings) -> None:
     try:
         test_chairs(run, 0, agents, users)
         for number in range(1, s.rounds + 1):
-            agents.append(agent_round(run, number, agents, Pool(pool)))
+            # half of the time the latest, else one of those before it
+            users_met = envs.MixedUser(pool[:-1] + pool[-1:] * max(1, len(pool) - 1))
+            agents.append(agent_round(run, number, agents, users_met))
             users.append(user_round(run, number, agents, users, pool[-1]))
             pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
             test_chairs(run, number, agents, users)
@@ -982,7 +1070,7 @@ def engine_of(s: Settings, model: str) -> grpo.Engine:
     return grpo.Engine(*grpo.chosen_policy(replace(s, model=model)), rows=s.rows, max_len=s.context)
 
 
-def agent_round(run: grpo.Run, number: int, agents: list[str], user: Pool) -> str:
+def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedUser) -> str:
     """The agent's turn to learn: a run of its own in the run folder, which is returned."""
     place = f"agent-{number}"
     if not run.s.steps:
@@ -1075,7 +1163,7 @@ class Person:
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
     gym = gym_names(s)[0]
-    env = make_env(s, gym, s.index, "test", make_user(s))
+    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":

@@ -172,23 +172,6 @@ def test_rl_practises_lines(here, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- self-play
 
-class Parrot:
-    def __init__(self, word):
-        self.word = word
-
-    def answer(self, queries):
-        return [self.word] * len(queries)
-
-
-def test_one_user_of_the_pool_an_episode_and_half_of_them_the_last():
-    pool, heard = userrl.Pool([Parrot(word) for word in "abc"]), []
-    rngs = [random.Random(i) for i in range(400)]
-    for _ in range(2):
-        heard.append(pool.answer([envs.Query("speak", rng) for rng in rngs]))
-    assert heard[0] == heard[1]
-    assert all(abs(heard[0].count(word) - share) < 40 for word, share in zip("abc", (100, 100, 200)))
-
-
 def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):
     """Ctrl-C while the user learns costs nothing: the agent's phase is not repeated, all ends up the same."""
     small = """--model=runs/agent --user=userlm:runs/caller --gyms=echo_gym:Echo --hold_out= --rounds=1 --steps=1

@@ -143,6 +143,19 @@ def test_a_terminal_is_not_obeyed_and_needs_no_unicode(here, monkeypatch):
     assert b"macro average" in raw.getvalue() and b" ? " in raw.getvalue()
 
 
+def test_another_number_of_threads_is_said(here, capsys, monkeypatch):
+    """With one process, the sums of a matrix product depend on the machine's cores: a run that went on elsewhere
+    differed silently from the one that it was compared with."""
+    small = [*SMALL, "--gyms=telepathy", "--steps=1", "--sft_steps=1"]
+    assert userrl.main(["demo", "--name=a", *small]) == 0
+    assert userrl.main(["demo", "--name=a", "--resume=True"]) == 0
+    assert "threads" not in capsys.readouterr().out
+    now = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert userrl.main(["demo", "--name=a", "--resume=True"]) == 0
+    assert f"! begun with {now} threads, now 64" in capsys.readouterr().out
+
+
 # ---- processes
 
 def test_a_process_that_ends_before_it_joins_is_not_waited_for(here):

@@ -83,14 +83,14 @@ def test_three_answers_and_what_is_left_is_said():
 
 
 def test_judge():
-    class Yes:
+    """A user that is a model judges every short answer; by rules, judge=True lets the name stand among other words."""
+    class Yes(envs.ScriptedUser):
         def answer(self, queries):
-            assert [q.kind for q in queries] == ["understand"] and "Velda" in queries[0].message
-            return [list(q.topics) for q in queries]
-    assert game(user=Yes(), judge=True).step("[answer] the port of Velda city")[1] == 1
+            return [{"right": True} if q.kind == "judge" else r for q, r in zip(queries, super().answer(queries))]
+    assert game(user=Yes()).step("[answer] the harbour town of Velda")[1] == 1
     many = "[answer] Velda or Tarn or Almer or Brisk or Selby or Holm"       # too long to be one name
-    assert game(user=Yes(), judge=True).step(many)[1] == 0
-    assert game(user=Yes()).step("[answer] the port of Velda city")[1] == 0
+    assert game(user=Yes()).step(many)[1] == 0
+    assert [game(judge=judge).step("[answer] the port of Velda city")[1] for judge in (False, True)] == [0, 1]
 
 
 # ---------------------------------------------------------------------------------------------- searching
