@@ -1036,9 +1036,9 @@ def selfplay(s: Settings) -> None:
 
     A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
     before it.  Then the latest agent and one of those before it converse with the latest user (on --tasks tasks a gym),
-    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: what the agent earns by the gyms' rewards,
-    the user's lines by its own (a line is said whole, in character, and nothing beside it).  So the agent shapes what
-    its user has to say; how well the agent does is not in the user's reward, or making it fail would pay.
+    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: the agent by what the
+    gyms pay, the user's lines by rewards of its own (a line said whole, in character, and nothing beside it).  So the
+    agent shapes what its user has to say; how well the agent does is not in the user's reward, or its failing would pay.
 
     Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
     """
