@@ -835,7 +835,8 @@ def _told_as(value) -> str:
     """Something hidden, as a prompt tells it."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_told_as(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _cut(" ".join(text.split()), 2000)
 
 
 def shape(form: dict) -> str:
@@ -1025,6 +1026,7 @@ class Env:
     system_prompt = ""
     max_turns = 16
     max_answers = 0
+    message = ""                   # the agent's last action, as it came
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 
