@@ -289,6 +289,17 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def best_of_k(values, k):
+    """Expected best of k of the values, drawn without replacement: what k tries earn.  The unbiased estimate.
+
+    The i-th smallest of n is the best of C(i - 1, k - 1) of the C(n, k) draws.  ValueError unless 1 <= k <= n."""
+    n = len(values)
+    if not n >= k >= 1:
+        raise ValueError(f"best of k needs 1 <= k <= n, got n={n}, k={k}")
+    ranked = sorted(values)
+    return sum(ranked[i] * math.comb(i, k - 1) for i in range(k - 1, n)) / math.comb(n, k)
+
+
 def mean_ci(values):
     """(mean, half width of its 95 % interval), Student's t. One value: the half width is nan.
 

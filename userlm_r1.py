@@ -9,7 +9,8 @@ trains it unchanged.  No code of the paper was published; the numbers and the ta
                  <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
 
 Read it from top to bottom: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, judge, words,
-evaluation, the user in the gyms, is it real, files, training.  Left out: learned reward models, dashboards, other languages.
+evaluation, the user in the gyms, is it real, files, training.  Left out: learned reward models, dashboards, other
+languages.
 
     python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
@@ -1404,7 +1405,7 @@ def scripted(s: Settings, way: str = "", share: float = 0.5) -> Candidate:
 def trained(s: Settings) -> Candidate:
     """A checkpoint; the settings are those that it was trained in."""
     model, tokenizer = grpo.chosen_policy(s)
-    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     grpo.must_fit(engine, first_call(s))
     return Candidate(UserLM(model, tokenizer, s.mode, rows=s.rows, long=s.long), engine)
 
@@ -1442,8 +1443,8 @@ def agents_of(s: Settings) -> dict:
     """Name -> act(env) -> action, or the engine of a trained agent."""
     agents = {f"expert, slip {slip}": partial(envs.expert, slip=slip) for slip in (0.0, 0.1, 0.3, 0.5)}
     for path in filter(None, s.agents.split(",")):
-        agents[path] = grpo.Engine(*grpo.chosen_policy(dataclasses.replace(s, model=path)), rows=s.rows,
-                                   max_len=s.context)
+        model, tokenizer = grpo.chosen_policy(dataclasses.replace(s, model=path))
+        agents[path] = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     return {**agents, "shortcut: another talk": another_talk, "shortcut: a vague question": vague_question}
 
 
@@ -1868,8 +1869,8 @@ class Page:
     def show(self, env: CallEnv) -> None:
         """The prompt of a call."""
         first, _ = env.reset()
-        self.out.extend(grpo.message_ids(self.tokenizer, "system", env.system_prompt), 0)
-        self.out.extend(grpo.message_ids(self.tokenizer, "user", first), 0)
+        opening = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+        self.out.extend(grpo.opening_ids(self.tokenizer, opening)[0], 0)
         self.out.extend(grpo.reply_ids(self.tokenizer), 0)
 
     def value(self, key: str, other_than: str | None = None) -> str:
@@ -2136,7 +2137,7 @@ def eval_(s: Settings) -> None:
     policy = s.slip
     if s.model != "teacher":
         model, tokenizer = grpo.chosen_policy(run.s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_call(s))
     run.begin()
     measure(run, policy, Path(run.s.model).name)
@@ -2203,7 +2204,7 @@ def chat(s: Settings) -> None:
     env.reset()
     sop = env.task["sop"]
     print(f"You are the {sop.desk}; a caller comes about \"{sop.case}\". You might begin: {env.agent}")
-    engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+    engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
     grpo.rollout(engine, [Desk(env)], seeds=[(s.seed, s.index)], temperature=s.eval_temperature or 1.0,
                  greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
 
