@@ -101,7 +101,8 @@ def test_a_user_is_broken_in_the_way_it_says():
 
 def test_the_reference_is_the_teacher():
     env, alone = (u.CallEnv(u.make_task("call", 3, "test")) for _ in range(2))
-    env.reset(), alone.reset()
+    env.reset()
+    alone.reset()
     assert u.broken_turn(env, random.Random(1), 0.5, "") == u.teacher(alone, random.Random(1), 0.5)
 
 
