@@ -1142,7 +1142,7 @@ class Env:
         drawn = draw_persona(self.rng, f"{self.seed}/{self.name}")      # always: the same episode under any persona
         self.persona = (options or {}).get("persona") or self.style or drawn
         self.solved = self.done = self.fed_up = False
-        self.ended = ""
+        self.ended = self.message = ""
         self.turns = self.unpaid = 0                                    # unpaid: turns in a row that earned nothing
         self.answers_left = self.max_answers if self.max_answers and not self.classic else math.inf
         self.bears(2 if self.persona == "impatient" else 3)

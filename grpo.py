@@ -1764,7 +1764,7 @@ class RunSettings:
     ALSO = {}
 
     @classmethod
-    def preset(cls, values):
+    def filled(cls, values):
         """What was typed (key -> value) and what follows from it, for a setting that stands for others."""
         return values
 
@@ -1783,8 +1783,8 @@ class RunSettings:
             raise ValueError(f"--eval_temperature is 0 (greedy) or at least 0.001, not {self.eval_temperature}")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
-        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
-            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        if not re.fullmatch(r"([\w.-]+(/[\w.-]+)?)?", self.name) or {".", ".."} & set(self.name.split("/")):
+            raise ValueError(f"--name is a plain folder name, or STUDY/CELL, not {self.name!r}")
         try:
             torch.zeros(1, device=self.device or "cpu").tolist()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -1798,9 +1798,23 @@ class Stop(Exception):
 interrupted = False                                                     # by Ctrl-C, in this process or another
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
-held = []                                                               # run folders that this process works in
+held = []                                                               # folders that this process works in
 LOGS = ("metrics.jsonl", "times.jsonl", "samples.jsonl")
 PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in their order; "": before the first step
+
+
+def hold(folder):
+    """Keep a run folder for this process until it ends, however it ends. ValueError if another one has it.
+
+    The lock is on the folder itself: it leaves nothing behind.
+    """
+    held.append(os.open(folder, os.O_RDONLY))
+    try:
+        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use: another process works on this run") from None
+    except OSError:                                                     # a file system without locks
+        pass
 
 
 class Run:
@@ -1878,19 +1892,8 @@ class Run:
                 self._replace(file, "".join(kept))
 
     def _lock(self):
-        """Hold the run folder until this process ends, however it ends. ValueError if another one does.
-
-        The lock is on the folder itself: it leaves nothing behind.
-        """
-        if rank() or self.part:                                         # the first process holds it for all
-            return
-        held.append(os.open(self.path, os.O_RDONLY))
-        try:
-            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is in use: another process works on this run") from None
-        except OSError:                                                 # a file system without locks
-            pass
+        if not rank() and not self.part:                                # the first process holds it for all
+            hold(self.path)
 
     def _resume(self, differs):
         if self.path.is_dir():
@@ -2024,14 +2027,19 @@ def share_work(s):
     team.extend(join(workers, program))
 
 
-def this_program():
-    """What makes `python` run this program again, with all that its script registers or patches."""
+def this_script():
+    """What makes `python` run the same script again, with all that it registers or patches."""
     main = sys.modules["__main__"]
     if main.__spec__:                                                   # python -m
-        return ["-m", main.__spec__.name, *sys.argv[1:]]
+        return ["-m", main.__spec__.name]
     if not os.path.isfile(getattr(main, "__file__", "")):               # a notebook, python -c
         raise ValueError("there is no script that a second process could run: add --workers=1")
-    return [main.__file__, *sys.argv[1:]]
+    return [main.__file__]
+
+
+def this_program():
+    """The same script with the same arguments."""
+    return [*this_script(), *sys.argv[1:]]
 
 
 def plug(key, address):
@@ -2180,7 +2188,7 @@ def parse(argv, kind, commands):
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
         values[key] = typed(f"--{key}", value, types[key])
-    settings = kind(**kind.preset(values))
+    settings = kind(**kind.filled(values))
     settings.check()
     return command, settings
 
