@@ -7,6 +7,7 @@
     python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
     python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
     python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
+    python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
@@ -138,6 +139,9 @@ class Settings(grpo.RunSettings):
     llm_context: int = 3072         # tokens of a request and its reply; of llm:FOLDER only
     llm_cache: str = "runs/.llm"    # folder of a server's replies, each asked for once; empty: none
     llm_prompts: str = ""           # the version of the prompts: set by itself, and the same when a run goes on
+    # self-play
+    rounds: int = 3                 # in each the agent learns (--steps), then the user; 0 steps: it stays as it is
+    user_steps: int = 12            # RL steps of the user a round
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
@@ -1620,6 +1624,125 @@ def eval_(s: Settings) -> None:
     print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
 
+# ---------------------------------------------------------------------------------------------- both chairs
+
+HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
+
+
+def selfplay(s: Settings) -> None:
+    """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
+
+    A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
+    before it.  Then the latest agent and one of those before it converse with the latest user (on --tasks tasks a gym),
+    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: the agent by what the
+    gyms pay, the user's lines by rewards of its own (a line said whole, in character, and nothing beside it).  So the
+    agent shapes what its user has to say; how well the agent does is no reward of the user's, or its failing could pay.
+
+    Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
+    """
+    if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
+        raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    began, run = time.time(), grpo.Run(s, "selfplay")
+    s = run.s
+    agents, users = [s.model], [s.user.partition(":")[2]]
+    grpo.must_fit(engine_of(s, s.model), first_envs(s))
+    pool = [make_user(s)]
+    run.begin()
+    try:
+        test_chairs(run, 0, agents, users)
+        for number in range(1, s.rounds + 1):
+            # half of the time the latest, else one of those before it
+            users_met = envs.MixedUser(pool[:-1] + pool[-1:] * max(1, len(pool) - 1))
+            agents.append(agent_round(run, number, agents, users_met))
+            users.append(user_round(run, number, agents, users, pool[-1]))
+            pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
+            test_chairs(run, number, agents, users)
+    except grpo.Stop:
+        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
+        raise
+    print_chairs(run)
+    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def engine_of(s: Settings, model: str) -> grpo.Engine:
+    return grpo.Engine(*grpo.chosen_policy(replace(s, model=model)), rows=s.rows, max_len=s.context, graphs=s.graphs)
+
+
+def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedUser) -> str:
+    """The agent's turn to learn: a run of its own in the run folder, which is returned."""
+    place = f"agent-{number}"
+    if not run.s.steps:
+        return agents[-1]
+    print(f"-- round {number}: the agent learns", flush=True)
+    resume = (run.path / place / "config.json").exists()
+    # tasks that no round before it had
+    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
+    part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
+    grpo.first_policy(part, None, first_envs(part.s))
+    grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
+    return str(part.path)
+
+
+def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], user) -> str:
+    """The user's turn: it hears the agents, then practises.  Returns its run folder."""
+    import userlm_r1
+    s, file = run.s, f"lines-{number}.json"
+    if not s.user_steps:
+        return users[-1]
+    print(f"-- round {number}: the user learns", flush=True)
+    if not (run.path / file).exists():
+        before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
+        user.lines.clear()
+        for agent in (agents[-1], before):
+            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(s.tasks)]
+            roll(replace(s, group=2), engine_of(s, agent), user, places, {})
+        run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
+    grpo.gather("written")                                              # nobody reads before
+    own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+    return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
+
+
+def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str]) -> None:
+    """Test both after a round, once; into eval.json."""
+    import userlm_r1
+    s = run.s
+    engine = engine_of(s, agents[-1])
+    for label, harder in {"scripted": {}, "held out": HELD_OUT_USER}.items():
+        own = replace(s, user="scripted", **harder)
+
+        def take():
+            result = evaluate(own, engine, make_user(own), s.eval_tasks)
+            result.pop("talks", None)
+            return result
+        result = run.evaluate(f"agent {number}, {label}", take)
+        print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
+    own = userlm_r1.as_trained(userlm_r1.Settings(
+        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
+        eval_calls=max(10, min(s.eval_tasks, 48))))
+    userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
+        own, users[-1], userlm_r1.trained(own), userlm_r1.agents_of(own), broken=False)))
+
+
+def print_chairs(run: grpo.Run) -> None:
+    """The table: a row a round."""
+    titles = "agent: scripted", "held-out user", "user: unfit", "tau", "gap", "AUC"
+    print(f"\n{'round':8}" + "".join(f"{title:>17}" for title in titles))
+    for number in range(run.s.rounds + 1):
+        agent = [shown(run.evals[f"agent {number}, {label}"]["macro"]) for label in ("scripted", "held out")]
+        report = run.evals[f"user {number}"]
+        share = report["replaced"] / max(report["spoken"], 1)
+        half = 1.96 * math.sqrt(share * (1 - share) / max(report["spoken"], 1))
+        row = report["users"][report["tested"]]
+        numbers = [[share, half], row["tau"], row["gap"], row["auc"]]
+        print(f"{number:<8}" + "".join(f"{cell:>17}" for cell in agent + [f"{x:.3f} ± {h:.3f}" for x, h in numbers]))
+    print("(agent: macro-average return; unfit: share of its lines that the rules had to say; tau, gap, AUC: its "
+          "fidelity\n report, see userlm_r1.py; ± is half a 95 % interval over tasks, calls or lines)")
+
+
+# ---------------------------------------------------------------------------------------------- play
+
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
@@ -2647,8 +2770,8 @@ def report(s: Settings) -> None:
         print(f"written to {write_report(Path(place))}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "report": report,
-            "play": play}
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "selfplay": selfplay, "ablate": ablate,
+            "plot": plot, "report": report, "play": play}
 
 
 def main(argv: list[str]) -> int:
