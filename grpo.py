@@ -49,7 +49,7 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
-import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -68,6 +68,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -142,43 +143,54 @@ def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_hea
 
 
 def load_policy(name_or_path, device=None, dtype=None):
-    """(model, tokenizer) of a decoder-only Hugging Face checkpoint with ChatML tokens, in its own dtype by default.
+    """(model, tokenizer) of a decoder-only Hugging Face chat checkpoint, in its own dtype by default.
 
-    By its folder, by the run folder that holds it, or by its name on the hub (ORG/NAME). A name that looks like a
-    path is never looked up there. PolicyError if it cannot be used.
+    By its folder, by the run folder that holds it, by its name on the hub (ORG/NAME), or a .gguf file, which is
+    unpacked (gguf and accelerate must be installed). A name that looks like a path is never looked up on the hub.
+    PolicyError if it cannot be used.
     """
     given, name = str(name_or_path), checkpoint_of(name_or_path)
-    path_like = given.startswith((".", "/", "~", "runs/")) or given.endswith("/") or given.count("/") > 1
-    if (path_like or "\\" in given or not given) and not os.path.isdir(name):
+    packed = name.endswith(".gguf") and os.path.isfile(name)
+    path_like = given.startswith((".", "/", "~", "runs/")) or given.endswith(("/", ".gguf")) or given.count("/") > 1
+    if (path_like or "\\" in given or not given) and not os.path.isdir(name) and not packed:
         raise PolicyError(f"no checkpoint at {given!r}: the folder does not exist")
     for file, sum_then in ((marker(name) or {}).get("files") or {}).items():
         if file != OPTIMIZER:
             unchanged(name, file, sum_then)
+    options = {"local_files_only": os.path.isdir(name) or packed}  # then no hub is asked
+    place = name
+    if packed:
+        missing = [package for package in ("gguf", "accelerate") if not importlib.util.find_spec(package)]
+        if missing:
+            raise PolicyError(f"{given} needs a package that is not installed: pip install {' '.join(missing)}")
+        place, options["gguf_file"] = os.path.split(os.path.abspath(name))
     try:
-        local = os.path.isdir(name)  # then no hub is asked
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", use_safetensors=True,
-                                                     local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True, **options)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     except Exception as error:  # what damaged files make of three libraries is of every kind, plain Exception too
         raise PolicyError(f"cannot load a policy from {name}: {reason(error)}") from error
-    chat_ends(tokenizer)
-    for key in ("is_local", "local_files_only"):  # how it was found is not part of it, and not to be saved
+    check_decoder(model, tokenizer, name)
+    fit_chat(tokenizer)
+    for key in ("is_local", "local_files_only", "gguf_file"):  # how it was found is not part of it, and not to be saved
         tokenizer.init_kwargs.pop(key, None)
+    if packed:
+        del model.config.quantization_config  # it is unpacked, and will be saved so
     # Views of the mapped file lie at odd addresses, where a CPU's last bits come out differently.
     for p in model.parameters():
         p.data = p.data.clone()
     return model, tokenizer
 
 
-@lru_cache(maxsize=64)
-def chat_ends(tokenizer):
-    """Ids of <|im_start|> and <|im_end|>."""
-    vocab = tokenizer.get_vocab()
-    if START not in vocab or END not in vocab:
-        raise PolicyError(f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no {START} / {END}: "
-                          "a ChatML checkpoint (Qwen and its kin) is needed")
-    return vocab[START], vocab[END]
+@torch.no_grad()
+def check_decoder(model, tokenizer, name):
+    """PolicyError for an encoder, whose tokens see those after them, and for a vocabulary that is not the model's."""
+    if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
+        raise PolicyError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {size}")
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)  # two texts that differ at their end
+    one, other = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :3].float()  # [3, hidden] each
+    if (one - other).abs().max() > 1e-3 * one.abs().max():
+        raise PolicyError(f"{name} is an encoder ({model.config.model_type}): a policy must be a decoder, which writes")
 
 
 @lru_cache(maxsize=1 << 16)  # system prompts and feedback texts repeat
@@ -187,15 +199,187 @@ def encode(tokenizer, text):
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+# A conversation is written in pieces that are cut out of the model's own chat template: it is rendered with gaps in
+# place of what is said. So nothing is ever re-encoded, and a thought stays where it was sampled, also where the
+# template would drop it from older turns.
+GAPS = "@gap-0@", "@gap-1@", "@gap-2@", "@gap-3@"
+TOOLS = """{}
+
+Your tools, as JSON schemas:
+<tools>
+{}
+</tools>
+Each of your turns is one call of a tool, as JSON between two tags:
+<tool_call>
+{{"name": "...", "arguments": {{...}}}}
+</tool_call>"""
+
+
+class Chat(NamedTuple):
+    """What is fixed in the conversations of a model, see `chat_of`."""
+    end: int            # the token that ends a turn
+    after: str          # what stands between it and the next message
+    prompt: str         # what stands before the model speaks
+
+
+def chat_key(tokenizer):
+    """The chat template and whether the model thinks before it speaks: what the rendering depends on.
+
+    The second is the attribute `thinking` of the tokenizer, for templates that know enable_thinking (Qwen3).
+    """
+    template = tokenizer.chat_template or CHAT_TEMPLATE
+    template = template["default"] if isinstance(template, dict) else template
+    return tokenizer, template, bool(getattr(tokenizer, "thinking", False))
+
+
+@lru_cache(maxsize=512)
+def chat_text(key, roles, tools="", prompt=False):
+    """The template's text for messages of those roles, with a gap for the content of each.
+
+    tools: their schemas as JSON, or ""; prompt: with what stands before the model speaks. Where the template does not
+    show tools, or not as <tool_call>, the system prompt does.
+    """
+    tokenizer, template, thinking = key
+    messages = [{"role": role, "content": gap} for role, gap in zip(roles, GAPS)]
+    options = dict(tokenize=False, add_generation_prompt=prompt, chat_template=template, enable_thinking=thinking)
+    if tools:
+        schemas = json.loads(tools)
+        with contextlib.suppress(Exception):  # of a template that knows no tools
+            text = tokenizer.apply_chat_template(messages, tools=schemas, **options)
+            if "<tool_call>" in text and schemas[0]["function"]["name"] in text:
+                return text
+        messages[0]["content"] = TOOLS.format(GAPS[0], "\n".join(map(json.dumps, schemas)))
+    return tokenizer.apply_chat_template(messages, **options)
+
+
+@lru_cache(maxsize=512)
+def pieces(tokenizer, text):
+    """A template's text, cut at its special tokens: their ids, and between them lists [words, gap, words, ...]."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    cuts = "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)"
+    parts = [part for part in re.split(f"({cuts})", text) if part]
+    return [tokenizer.convert_tokens_to_ids(part) if part in special else re.split("(@gap-[0-3]@)", part)
+            for part in parts]
+
+
+def filled(tokenizer, text, *said):
+    """Ids of a template's text, its gaps filled, by their numbers, with what was said; where the last words stand."""
+    ids, heard = [], range(0)
+    said = dict(zip([gap for gap in GAPS if gap in text], said, strict=True))
+    for piece in pieces(tokenizer, text):
+        if isinstance(piece, int):
+            ids.append(piece)
+            continue
+        tokens = encode(tokenizer, "".join(said.get(part, part) for part in piece))
+        if len(piece) > 1:
+            # A token that joins the header's newline to one of the words counts as header.
+            header, footer = len(encode(tokenizer, piece[0])), len(encode(tokenizer, piece[-1]))
+            heard = range(len(ids) + header, len(ids) + len(tokens) - footer)
+        ids += tokens
+    return ids, heard
+
+
+def chat_of(tokenizer):
+    """The `Chat` of a model; PolicyError if its template cannot be cut into pieces."""
+    return cut_chat(chat_key(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def cut_chat(key):
+    tokenizer, template, _ = key
+    name = tokenizer.name_or_path or "this model"
+    if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
+        raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
+    talk = "system", "user", "assistant", "user"
+    try:
+        opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
+        between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
+        last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
+    except Exception as error:  # jinja's, or what the template raises itself
+        raise PolicyError(f"the chat template of {name} cannot be used: {reason(error)}") from error
+    first = (pieces(tokenizer, between) or [None])[0]
+    if not isinstance(first, int):
+        raise PolicyError(f"{name} has no end-of-turn token: its chat template ends a turn with {between[:20]!r}")
+    end = tokenizer.convert_ids_to_tokens(first)
+    after = last.removeprefix(end) if last.startswith(end) and between.startswith(last) else ""
+    return Chat(first, after, prompted.removeprefix(opening))
+
+
+def opening_ids(tokenizer, messages, tools=None):
+    """Ids of the messages that begin a conversation, and how many that were: a system prompt and the user's first
+    message, or the first of another kind. A template may put a text of its own before it. tools: schemas to show."""
+    roles = tuple(m["role"] for m in messages[:2])
+    count = 2 if roles == ("system", "user") else int(roles[:1] != ("assistant",))
+    if not count:
+        return [], 0
+    text = chat_text(chat_key(tokenizer), roles[:count], json.dumps(tools) if tools else "")
+    return filled(tokenizer, text, *(m["content"] for m in messages[:count]))[0], count
+
+
+@lru_cache(maxsize=64)
+def block_text(key, role):
+    """The template's text of a message of that role, after a turn of the model."""
+    tokenizer, chat = key[0], cut_chat(key)
+    try:
+        text = chat_text(key, ("system", "user", "assistant", role))
+    except Exception:  # a template without that role
+        if role == "user":
+            raise
+        return block_text(key, "user")
+    close = tokenizer.convert_ids_to_tokens(chat.end) + chat.after
+    return text.partition(GAPS[2])[2].removeprefix(close)
+
+
 def message_ids(tokenizer, role, content):
-    """<|im_start|>role\\n content <|im_end|>\\n, all of it forced (mask 0)."""
-    start, end = chat_ends(tokenizer)
-    return [start, *encode(tokenizer, f"{role}\n{content}"), end, *encode(tokenizer, "\n")]
+    """<|im_start|>role\n content <|im_end|>\n, or what the model's template has for it, all of it forced (mask 0)."""
+    return filled(tokenizer, block_text(chat_key(tokenizer), role), content)[0]
 
 
 def reply_ids(tokenizer):
-    """<|im_start|>assistant\\n: what stands before the model speaks."""
-    return [chat_ends(tokenizer)[0], *encode(tokenizer, "assistant\n")]
+    """<|im_start|>assistant\n: what stands before the model speaks."""
+    return filled(tokenizer, chat_of(tokenizer).prompt)[0]
+
+
+def fit_chat(tokenizer):
+    """Make sure that a conversation's rendering begins with the rendering of each of its beginnings, token by token.
+
+    The engine only appends. Where the model's template does otherwise (thoughts left out of older turns aside), or
+    where there is none, conversations are written as ChatML, and a line says so; PolicyError without its tokens.
+    """
+    trouble = "has no chat template"
+    if tokenizer.chat_template:
+        try:
+            trouble = chat_trouble(tokenizer)
+        except PolicyError as error:
+            trouble = str(error)
+        if not trouble:
+            return
+    name = tokenizer.name_or_path or "this model"
+    if not {START, END} <= tokenizer.get_vocab().keys():
+        why = trouble if name in trouble else f"{name} {trouble}"
+        raise PolicyError(f"{why}; and it has no {START} / {END} for ChatML: a chat model is needed")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if rank() == 0:
+        print(f"! {trouble if name in trouble else f'{name} {trouble}'}: its conversations are written as ChatML",
+              flush=True)
+
+
+def chat_trouble(tokenizer):
+    """Why conversations cannot be written in pieces of the model's own template; "" if they can."""
+    talk = [{"role": "system", "content": "Be brief.\n\nOne line."}, {"role": "user", "content": "Hi! 1 + 2?"}]
+    for text in ("[answer] 3", '{"a": 1}'):
+        talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "No, it isn't.\nAgain"}]
+    key = chat_key(tokenizer)
+    for count in (2, 4, 6):
+        ours = demo_trajectory(tokenizer, talk[:count]).ids + reply_ids(tokenizer)
+        theirs = tokenizer.apply_chat_template(talk[:count], add_generation_prompt=True, chat_template=key[1],
+                                               enable_thinking=key[2], return_dict=False)
+        one, other = (re.sub(r"<think>.*?</think>\s*", "", tokenizer.decode(ids), flags=re.S)
+                      for ids in (ours, theirs))
+        thinks = "<think>" in tokenizer.decode(theirs) + tokenizer.decode(ours)
+        if ours != theirs and not (thinks and one == other):
+            return "has a chat template that changes what stands before when the conversation goes on"
+    return ""
 
 
 @dataclass
@@ -234,12 +418,12 @@ class Trajectory:
         self.logps += logps
         self.turn += [turn if m else -1 for m in mask]
 
-    def hear(self, tokenizer, reply):
-        """Append what the user replies, a message of forced tokens, and note where its words are."""
-        ids = message_ids(tokenizer, "user", reply)
-        # A token that joins the header's newline to one of the reply's counts as header.
-        header, newline = 1 + len(encode(tokenizer, "user\n")), len(encode(tokenizer, "\n"))
-        self.heard += range(len(self.ids) + header, len(self.ids) + len(ids) - newline)
+    def hear(self, tokenizer, reply, role="user"):
+        """Append what the user (or the "tool") replies, a message of forced tokens, and note where its words are."""
+        ids, words = filled(tokenizer, block_text(chat_key(tokenizer), role), reply)
+        end = chat_of(tokenizer).end
+        heard = [at for at in range(words.start, len(ids)) if at in words or ids[at] == end]
+        self.heard += [len(self.ids) + at for at in heard]
         self.extend(ids, 0)
 
     @property
@@ -249,21 +433,26 @@ class Trajectory:
         return [self.turn.count(t) for t in range(turns)]
 
 
-def demo_trajectory(tokenizer, messages):
-    """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT)."""
-    traj, said = Trajectory(messages=list(messages), status="done"), 0
-    for i, m in enumerate(messages):
-        if m["role"] == "user" and said:
-            traj.hear(tokenizer, m["content"])
+def demo_trajectory(tokenizer, messages, tools=None):
+    """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT).
+
+    messages: [{"role": system | user | assistant | tool, "content": text}]; tools: schemas that the opening shows.
+    """
+    traj, chat, said = Trajectory(messages=list(messages), status="done"), chat_of(tokenizer), 0
+    opening, first = opening_ids(tokenizer, messages, tools)
+    traj.extend(opening, 0)
+    for i, m in enumerate(messages[first:], first + 1):
+        if m["role"] in ("user", "tool") and said:
+            traj.hear(tokenizer, m["content"], m["role"])
             continue
         if m["role"] != "assistant":
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
         traj.extend(reply_ids(tokenizer), 0)
-        traj.extend([*encode(tokenizer, m["content"]), chat_ends(tokenizer)[1]], 1, turn=said)
+        traj.extend([*encode(tokenizer, m["content"]), chat.end], 1, turn=said)
         said += 1
-        if i + 1 < len(messages):
-            traj.extend(list(encode(tokenizer, "\n")), 0)
+        if i < len(messages):
+            traj.extend(list(encode(tokenizer, chat.after)), 0)
     traj.turn_rewards, traj.infos = [0.0] * said, [{} for _ in range(said)]
     return traj
 
@@ -386,7 +575,7 @@ class Engine:
                 raise PolicyError(f"models that rescale their logits ({name}) are not supported")
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.max_len = min(max_len, getattr(config, "max_position_embeddings", max_len))
-        self.end = self.stop = chat_ends(tokenizer)[1]  # `stop` ends a turn when sampled
+        self.end = self.stop = chat_of(tokenizer).end  # `stop` ends a turn when sampled
         heads = config.num_attention_heads
         kv = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -519,7 +708,9 @@ class Talk:
         self.rng = np.random.default_rng(seed)
         first, _ = env.reset()
         opening = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
-        self.traj = demo_trajectory(engine.tokenizer, opening)
+        tools = getattr(env, "tools", None)
+        self.role = "tool" if tools else "user"
+        self.traj = demo_trajectory(engine.tokenizer, opening, tools)
         self.traj.extend(reply_ids(engine.tokenizer), 0)
         # The prompt alone may leave no room for a token and <|im_end|>.
         full = len(self.traj.ids) + 2 > engine.max_len
@@ -529,6 +720,8 @@ class Talk:
         """Hand the turn's sampled tokens to the environment."""
         self.said = ids, logps
         text = self.engine.tokenizer.decode(ids[:-1] if ids[-1] == self.engine.stop else ids)
+        if chat_of(self.engine.tokenizer).prompt.rstrip().endswith("<think>"):  # the template opens the thought
+            text = "<think>\n" + text
         self.traj.messages.append({"role": "assistant", "content": text})
         self.steps = self.env.turn(text)
         self.advance(None)
@@ -558,19 +751,19 @@ class Talk:
         traj.extend(ids, 1, logps, turn=len(traj.turn_rewards))
         traj.turn_rewards.append(float(reward))
         traj.infos.append(info)
-        traj.messages.append({"role": "user", "content": feedback})
+        traj.messages.append({"role": self.role, "content": feedback})
         # <|im_end|> is imposed where the turn ran out of tokens
         end = [] if ids[-1] == engine.stop else [engine.end]
         if terminated or truncated:
             traj.status = "done" if terminated else "truncated"
             return traj.extend(end, 0)
-        between, prompt = encode(engine.tokenizer, "\n"), reply_ids(engine.tokenizer)
-        more = [*end, *between, *message_ids(engine.tokenizer, "user", feedback), *prompt]
+        between, prompt = encode(engine.tokenizer, chat_of(engine.tokenizer).after), reply_ids(engine.tokenizer)
+        more = [*end, *between, *message_ids(engine.tokenizer, self.role, feedback), *prompt]
         if len(traj.ids) + len(more) + 2 > engine.max_len:
             traj.status = "length"
             return traj.extend(end, 0)
         traj.extend([*end, *between], 0)
-        traj.hear(engine.tokenizer, feedback)
+        traj.hear(engine.tokenizer, feedback, self.role)
         traj.extend(prompt, 0)
 
 
@@ -1552,6 +1745,7 @@ class RunSettings:
     rows: int = 96              # conversations generated at once (last bits of the numbers depend on it)
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
+    thinking: bool = False      # a model whose chat template knows of it (Qwen3) thinks before it speaks
     graphs: bool = True         # on a GPU a decode step is replayed as a CUDA graph
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
@@ -1565,7 +1759,7 @@ class RunSettings:
     ALSO = {}
 
     @classmethod
-    def preset(cls, values):
+    def filled(cls, values):
         """What was typed (key -> value) and what follows from it, for a setting that stands for others."""
         return values
 
@@ -1584,8 +1778,8 @@ class RunSettings:
             raise ValueError(f"--eval_temperature is 0 (greedy) or at least 0.001, not {self.eval_temperature}")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
-        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
-            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        if not re.fullmatch(r"([\w.-]+(/[\w.-]+)?)?", self.name) or {".", ".."} & set(self.name.split("/")):
+            raise ValueError(f"--name is a plain folder name, or STUDY/CELL, not {self.name!r}")
         try:
             torch.zeros(1, device=self.device or "cpu").tolist()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -1599,19 +1793,34 @@ class Stop(Exception):
 interrupted = False                                                     # by Ctrl-C, in this process or another
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
-held = []                                                               # run folders that this process works in
+held = []                                                               # folders that this process works in
 LOGS = ("metrics.jsonl", "times.jsonl", "samples.jsonl")
 PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in their order; "": before the first step
+
+
+def hold(folder):
+    """Keep a run folder for this process until it ends, however it ends. ValueError if another one has it.
+
+    The lock is on the folder itself: it leaves nothing behind.
+    """
+    held.append(os.open(folder, os.O_RDONLY))
+    try:
+        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use: another process works on this run") from None
+    except OSError:                                                     # a file system without locks
+        pass
 
 
 class Run:
     """What is set, measured and learned; the run folder, and where to go on.
 
-    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies. `first_policy`
-    brings model, tokenizer, optimizer and engine.
+    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies; differs: settings
+    that need not be those which the run began with, when it goes on. `first_policy` brings model, tokenizer, optimizer
+    and engine.
     """
 
-    def __init__(self, s, command, part=""):
+    def __init__(self, s, command, part="", differs=()):
         if s.resume and not s.name:
             raise ValueError("--resume=True needs the --name of the run to go on with")
         names = [command] + [f"{command}-{i}" for i in range(2, 10_000)]
@@ -1619,7 +1828,7 @@ class Run:
         self.s, self.command, self.part, self.path = s, command, part, Path("runs") / (s.name or free) / part
         self.state = {"phase": "", "step": 0}                           # of the last checkpoint
         if s.resume:
-            self._resume()
+            self._resume(("name", "resume", *differs))
         elif (self.path / "config.json").exists():
             raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
         if not part:
@@ -1678,21 +1887,10 @@ class Run:
                 self._replace(file, "".join(kept))
 
     def _lock(self):
-        """Hold the run folder until this process ends, however it ends. ValueError if another one does.
+        if not rank() and not self.part:                                # the first process holds it for all
+            hold(self.path)
 
-        The lock is on the folder itself: it leaves nothing behind.
-        """
-        if rank() or self.part:                                         # the first process holds it for all
-            return
-        held.append(os.open(self.path, os.O_RDONLY))
-        try:
-            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is in use: another process works on this run") from None
-        except OSError:                                                 # a file system without locks
-            pass
-
-    def _resume(self):
+    def _resume(self, differs):
         if self.path.is_dir():
             self._lock()
         saved, file = self.read("config.json", None), self.path / "config.json"
@@ -1715,9 +1913,9 @@ class Run:
             raise other from None
         for each in dataclasses.fields(saved):
             now, before = getattr(self.s, each.name), getattr(saved, each.name)
-            if each.name not in ("name", "resume") and now not in (each.default, before):
+            if each.name not in differs and now not in (each.default, before):
                 raise ValueError(f"a resumed run keeps its settings: --{each.name} was {before!r} when it began")
-        self.s = dataclasses.replace(saved, name=self.s.name, resume=True)
+        self.s = dataclasses.replace(saved, **{name: getattr(self.s, name) for name in differs})
         self.read("talks.json", {})                                     # better now than after the training
 
     def read(self, file, default):
@@ -1824,14 +2022,19 @@ def share_work(s):
     team.extend(join(workers, program))
 
 
-def this_program():
-    """What makes `python` run this program again, with all that its script registers or patches."""
+def this_script():
+    """What makes `python` run the same script again, with all that it registers or patches."""
     main = sys.modules["__main__"]
     if main.__spec__:                                                   # python -m
-        return ["-m", main.__spec__.name, *sys.argv[1:]]
+        return ["-m", main.__spec__.name]
     if not os.path.isfile(getattr(main, "__file__", "")):               # a notebook, python -c
         raise ValueError("there is no script that a second process could run: add --workers=1")
-    return [main.__file__, *sys.argv[1:]]
+    return [main.__file__]
+
+
+def this_program():
+    """The same script with the same arguments."""
+    return [*this_script(), *sys.argv[1:]]
 
 
 def plug(key, address):
@@ -1851,10 +2054,13 @@ def plug(key, address):
 
 
 def chosen_policy(s):
-    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder or name."""
+    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder, a file or a name."""
     if ":" in s.model and not os.path.exists(s.model):
-        return plug("model", s.model)()
-    return load_policy(s.model, device=s.device or None)
+        model, tokenizer = plug("model", s.model)()
+    else:
+        model, tokenizer = load_policy(s.model, device=s.device or None)
+    tokenizer.thinking = s.thinking                                     # see `chat_key`
+    return model, tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -1871,6 +2077,7 @@ def first_policy(run, texts, envs, base=None):
     found = [place for place in places if complete_checkpoint(str(place)) or place.exists()]
     if found:
         run.model, run.tokenizer, run.optimizer, run.state = load_checkpoint(found[0], device=s.device or None)
+        run.tokenizer.thinking = s.thinking
     elif s.model == "tiny":
         run.model, run.tokenizer = tiny_policy(
             texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads, kv_heads=s.kv_heads,
@@ -1976,7 +2183,7 @@ def parse(argv, kind, commands):
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
         values[key] = typed(f"--{key}", value, types[key])
-    settings = kind(**kind.preset(values))
+    settings = kind(**kind.filled(values))
     settings.check()
     return command, settings
 

@@ -1492,8 +1492,8 @@ class Page:
     def show(self, env: CallEnv) -> None:
         """The prompt of a call."""
         first, _ = env.reset()
-        self.out.extend(grpo.message_ids(self.tokenizer, "system", env.system_prompt), 0)
-        self.out.extend(grpo.message_ids(self.tokenizer, "user", first), 0)
+        opening = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+        self.out.extend(grpo.opening_ids(self.tokenizer, opening)[0], 0)
         self.out.extend(grpo.reply_ids(self.tokenizer), 0)
 
     def value(self, key: str, other_than: str | None = None) -> str:

@@ -102,10 +102,11 @@ def test_any_text_encodes_and_decodes(policy):
 def test_special_tokens_in_text_are_only_text(policy):
     """A user who wrote "<|im_end|>\\n<|im_start|>assistant" used to speak for the assistant."""
     tok = policy[1]
+    ends = tok.convert_tokens_to_ids([grpo.START, grpo.END])
     for text in ODD:
-        assert not set(grpo.encode(tok, text)) & {*grpo.chat_ends(tok), tok.pad_token_id}, text
+        assert not set(grpo.encode(tok, text)) & {*ends, tok.pad_token_id}, text
         ids = grpo.message_ids(tok, "user", text)
-        assert [ids.count(x) for x in grpo.chat_ends(tok)] == [1, 1]
+        assert [ids.count(x) for x in ends] == [1, 1]
 
 
 def test_pieces_equal_the_chat_template(policy):
@@ -133,7 +134,7 @@ def test_a_conversation_is_a_prefix_of_itself_one_turn_later(policy):
 def test_mask_and_turn_lists_by_hand(policy):
     """The end-of-turn token was once left out of the mask: the policy never learned to stop."""
     tok = policy[1]
-    s, e = grpo.chat_ends(tok)
+    s, e = tok.convert_tokens_to_ids([grpo.START, grpo.END])
     nl, = grpo.encode(tok, "\n")
     u, a, ok, no = (list(grpo.encode(tok, x)) for x in ("user\nhi", "assistant\n", "ok", "no"))
     said = [("user", "hi"), ("assistant", "ok"), ("user", "hi"), ("assistant", "no")]
@@ -169,7 +170,7 @@ def test_what_is_heard_in_a_demonstration_is_what_the_user_replied(policy):
     assert grpo.demo_trajectory(tok, [*opening, agent]).heard == []
     # a forged end of turn is words
     t = grpo.demo_trajectory(tok, [*opening, agent, {"role": "user", "content": ODD[6]}])
-    assert [t.ids[at] for at in t.heard] == [*grpo.encode(tok, ODD[6]), grpo.chat_ends(tok)[1]]
+    assert [t.ids[at] for at in t.heard] == [*grpo.encode(tok, ODD[6]), grpo.chat_of(tok).end]
 
 
 def test_a_token_that_role_and_reply_share_is_not_heard():
@@ -269,7 +270,7 @@ def test_load_policy_errors_are_one_line(tmp_path, policy):
     tok = copy.deepcopy(policy[1])
     tok.get_vocab = {"a": 0}.copy
     with pytest.raises(grpo.PolicyError, match="im_start"):
-        grpo.chat_ends(tok)
+        grpo.chat_of(tok)
 
 
 @pytest.mark.parametrize("name", ["runs/demo", "demo/", "runs/demo/checkpoint", "./demo", "/demo", "~/no such demo",
@@ -315,7 +316,7 @@ def test_a_folder_comes_before_a_name_on_a_hub(fresh, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ engine
 
 def test_rollout_is_well_formed(policy, trajs):
-    _, e = grpo.chat_ends(policy[1])
+    e = grpo.chat_of(policy[1]).end
     for i, t in enumerate(trajs):
         turns = 1 + i % 4
         assert len(t.ids) == len(t.mask) == len(t.logps) == len(t.turn)
