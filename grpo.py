@@ -2515,7 +2515,7 @@ def roofline(shape, length=512):
     block = torch.zeros(1 << 28 if on == "cuda" else 1 << 24, device=on)
     bandwidth = 8 * block.numel() / median_seconds(block.clone)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    print(f"{shape}: {weights / 1e9:.2f} GB of weights, {bandwidth / 1e9:.0f} GB/s, {length} tokens of context, "
+    print(f"{shape}: {weights / 1e9:.3g} GB of weights, {bandwidth / 1e9:.3g} GB/s, {length} tokens of context, "
           f"{torch.cuda.get_device_name() if on == 'cuda' else 'CPU'}")
     print("rows     tokens/s   of the roofline   without graphs")
 
