@@ -4,33 +4,49 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
+    python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
+    python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
+    python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), checkpoint/, best/ (--eval_every),
-reference/ (the policy that RL started from, for --kl).
+(training conversations in whole groups, with reward, credit and advantage of each turn), talks.jsonl (every
+conversation of an evaluation, --save_talks), report.html, checkpoint/, best/ (--eval_every), reference/ (the policy
+that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
-On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
+A study (`ablate`) is a folder of runs, runs/<study>/<cell>-s<seed>/, with study.json (its plan, and what its runs
+measured) and table.txt.
+
+On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
 and learns and what a run is; this file which tasks are demonstrated, trained on and measured, and what is printed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import os
+import queue
 import random
+import re
+import signal
 import sys
+import threading
 import time
 import zlib
-from dataclasses import dataclass, replace
-from functools import partial
+from collections import deque
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import grpo                             # before torch: it sets how torch's threads wait
 import envs
@@ -41,11 +57,13 @@ import rewards
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
-    model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
+    model: str = "tiny"             # "tiny", a run, hub name, .gguf, MODULE:FUNCTION; eval: "expert", NAME@URL, too
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    preset: str = ""                # "quick": a study in minutes a run, on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
-    micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
+    # the tiny model
+    vocab_size: int = 4096          # enough that a word is one token, here and there: what is copied in one piece
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
@@ -54,6 +72,8 @@ class Settings(grpo.RunSettings):
     sft_tokens: int = 3000          # tokens of demonstrations per optimiser step
     facts: int = 16                 # lines of plain text a step while a tiny model reads, half as many once it imitates
     drills: int = 32                # pieces of demonstrations a step while it reads, three quarters of that later
+    data: str = ""                  # sft: file of conversations (ShareGPT, talks.jsonl); else folder of original tasks
+    keep: str = ""                  # of talks.jsonl: "top:N" the best N of each task, "solved", "least:X" by return
     # GRPO
     steps: int = 42                 # each: rollouts, then an update
     lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
@@ -75,10 +95,12 @@ class Settings(grpo.RunSettings):
     resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
     # conversations
     max_turns: int = 16             # of a conversation
+    form: str = "brackets"          # how the agent writes: "[choice] content", or "tool" (UserRL's call, long prompts)
     tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
     choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
+    classic: bool = False           # the rules as released, in every gym; travel pays as there, tau has 30 turns
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # or userlm:runs/<name>, llm:MODEL@URL, llm:FOLDER, MODULE:ARGUMENT, mix:A,B
     user_noise: float = 0.0         # probability that the scripted user misunderstands
@@ -97,23 +119,44 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
+    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
+    timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
+    # studies
+    study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
+    grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
+    tests: str = ""                 # ablate, eval: a grid, too: with what each policy is evaluated
+    seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
+    jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant")}
+               "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS),
+               "preset": ("", "quick")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
-             "llm_context": 64}
-    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
+             "llm_context": 64, "seeds": 1}
+    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
     @classmethod
-    def preset(cls, values: dict) -> dict:
-        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+    def filled(cls, values: dict) -> dict:
+        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
+
+        A --study fixes settings; what is typed counts more.
+        """
+        if (study := values.get("study")) and study not in STUDIES:
+            raise ValueError(f"--study is one of {', '.join(STUDIES)}, not {study!r}")
+        if study:
+            values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
+        if values.get("preset") == "quick":
+            if minutes:
+                raise ValueError("--minutes and --preset both count the steps: leave out one of them")
+            values = {**QUICK, **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -123,6 +166,11 @@ class Settings(grpo.RunSettings):
         steps = {key: max(1, round(getattr(cls, key) * minutes / 10)) for key in ("sft_steps", "steps")}
         return {**values, **steps}
 
+    @property
+    def files(self) -> str:
+        """--data where it is a folder: of the original projects' task files."""
+        return self.data if self.data and Path(self.data).is_dir() else ""
+
     def check(self) -> None:
         super().check()
         if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.user_noise, self.user_vague):
@@ -131,12 +179,15 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
+        kept([], self.keep)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
-        if not gym_names(self):
+        if not chosen(self):
             raise ValueError("--gyms names no gym")
+        if self.files:
+            check_data(self)
         for gym in gym_names(self):
             for index in range(1 + self.tier.count(",")):               # several tiers take turns
-                make_env(self, gym, index, "train", None)
+                make_env(self, gym, index, self.split if self.files else "train", None)
         env_options(self, "")                                           # also of gyms that nobody plays
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
@@ -158,6 +209,12 @@ COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl
 
 # ---------------------------------------------------------------------------------------------- tasks and users
 
+# Settings of UserRL's own beside the rules: of a gym, or of a gym in a split.
+CLASSIC = {"tau": {"max_turns": 30},
+           ("travel", "train"): {"search_reward": 0.0, "preference_reward": 0.8},
+           "travel": {"search_reward": 0.2, "preference_reward": 0.6}}
+
+
 def listed(text: str) -> list[str]:
     """["a", "b"] from "a, b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -171,13 +228,34 @@ def chosen(s: Settings) -> list[str]:
 
 
 def gym_names(s: Settings) -> list[str]:
-    """The gyms that are evaluated."""
-    return list(dict.fromkeys(chosen(s)))
+    """The gyms that are evaluated; of original files, those whose --split is there."""
+    names = dict.fromkeys(chosen(s))
+    return [gym for gym in names if not s.files or not lacking(s, gym, s.split)]
 
 
 def trained(s: Settings) -> list[str]:
     """The gyms that are trained, in turn: one that is named twice in --gyms has twice the share."""
     return [name for name in chosen(s) if name not in listed(s.hold_out)]
+
+
+def lacking(s: Settings, gym: str, split: str) -> str:
+    """Why --data has no such tasks; "" if it has."""
+    try:
+        return "" if envs.published_tasks(gym, s.files, split) else "no task"
+    except ValueError as error:
+        return str(error)
+
+
+def check_data(s: Settings) -> None:
+    """ValueError for a gym whose tasks are beyond a user that goes by rules, or of which --data has no task at all."""
+    rules = any(name.partition(":")[0] in ("scripted", "userlm") for name in users(s))
+    beyond = [f"{gym} ({envs.BEYOND_RULES[gym]})" for gym in dict.fromkeys(chosen(s)) if gym in envs.BEYOND_RULES]
+    if rules and beyond:
+        raise ValueError(f"--data: rules know too little of {', '.join(beyond)}: give a language model, "
+                         "--user=llm:MODEL@http://server/v1 or --user=llm:FOLDER, or leave them out of --gyms")
+    for gym in chosen(s):
+        if lacking(s, gym, "train") and (why := lacking(s, gym, "test")):
+            raise ValueError(f"--data: {why}")
 
 
 def env_options(s: Settings, gym: str) -> dict:
@@ -199,19 +277,29 @@ def env_options(s: Settings, gym: str) -> dict:
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
     """The index-th task of a gym in a split, by the settings; ValueError for an option that the gym has not."""
-    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
-    if gym == "travel":
+    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience, "form": s.form}
+    task = None
+    if s.files:
+        tasks = envs.published_tasks(gym, s.files, split)
+        task = tasks[index % len(tasks)]
+    elif gym == "travel":
         # several tiers take turns
         tiers = envs.TRAVEL_TIERS if s.tier == "all" else s.tier.split(",")
         options["tier"] = tiers[index % len(tiers)]
         index //= len(tiers)
-        options |= {"wrong": s.wrong, "noise": s.noise, "one_choice": s.choice == "single"}
-    return envs.make(gym, index, split, user=user, **{**options, **env_options(s, gym)})
+        options |= {"wrong": s.wrong, "noise": s.noise}
+    if gym == "travel":
+        options["one_choice"] = s.choice == "single"
+    if gym == "tau" and s.files:
+        options["data"] = s.files
+    if s.classic:
+        options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
+    return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym)})
 
 
 def first_envs(s: Settings) -> dict[str, envs.Env]:
     """Each gym that is evaluated, on its first held-out task: for `grpo.must_fit`, which reads the opening alone."""
-    return {gym: make_env(s, gym, 0, "test", None) for gym in gym_names(s)}
+    return {gym: make_env(s, gym, 0, s.split if s.files else "test", None) for gym in gym_names(s)}
 
 
 def users(s: Settings) -> list[str]:
@@ -311,6 +399,17 @@ class Request:
         yield                                                           # a generator, like every env's turn
 
 
+def opening(env: envs.Env, first: str) -> list[dict]:
+    """What stands before the agent's first turn, as chat messages."""
+    return [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+
+
+def exchange(env: envs.Env, action: str, feedback: str) -> list[dict]:
+    """A turn and the reply to it, as chat messages."""
+    heard = {"role": "tool" if env.tools else "user", "content": feedback}
+    return [{"role": "assistant", "content": action}, heard]
+
+
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
     gyms = trained(s)
@@ -320,12 +419,11 @@ def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     index = lap * gyms.count(gym) + gyms[:place].count(gym)
     env = make_env(s, gym, index % s.demos, "train", user)
     first, _ = env.reset()
-    talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
-    over = False
+    talk, over = opening(env, first), False
     while not over and env.turns < turns:
         action = envs.expert(env, slip=s.slip)
         text, _, terminated, truncated, _ = env.step(action)
-        talk += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
+        talk += exchange(env, action, text)
         over = terminated or truncated
     return talk[:-1]                                                    # nobody reads the last feedback
 
@@ -359,7 +457,10 @@ def reference_text(s: Settings, index: int, lines: int) -> list[str]:
 
 # Why a conversation ended: what the files say of it, and the table.
 ENDINGS = {"done": "done", "truncated": "turn limit", "length": "context full", "left": "user left",
-           "user_error": "user error"}
+           "user_error": "user error", "agent_error": "agent failed"}
+
+
+FAILED = ("user_error", "agent_error")         # neither's fault: such an episode is counted, and not scored
 
 
 def ending(env: envs.Env, status: str) -> str:
@@ -370,7 +471,7 @@ def ending(env: envs.Env, status: str) -> str:
 def counted(endings) -> dict[str, int]:
     """How many conversations ended in each way."""
     endings = list(endings)
-    return {how: endings.count(how) for how in ENDINGS}
+    return {how: endings.count(how) for how in ENDINGS if how != "agent_error" or how in endings}
 
 
 def average(values) -> float | None:
@@ -386,26 +487,47 @@ def interval(values: list[float]) -> dict:
 
 
 def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
-    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages.
+    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages,
+    and with all eight gyms UserRL's own.
 
     gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str} an
     episode, in travel also "tier" and "metrics".  Episodes whose user failed are counted, not scored; where a gym has
     no other, its numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
     """
     table = {gym: gym_summary(episodes, samples) for gym, episodes in gym_episodes.items()}
+    userrl = {"userrl": userrl_average(table, gym_episodes["travel"])} if set(TEST_ROWS) <= set(table) else {}
     gyms = list(table.values())
     macro = micro = interval([])
     if all(gym["n"] for gym in gyms):
         macro = {"return": average(gym["return"] for gym in gyms),
                  "ci95": math.sqrt(sum(gym["ci95"] ** 2 for gym in gyms)) / len(gyms)}
         micro = interval([value for gym in gyms for value in gym["returns"].values()])
-    return {"gyms": table, "macro": macro, "micro": micro, "user": user}
+    return {"gyms": table, "macro": macro, "micro": micro, **userrl, "user": user}
+
+
+# How many tasks UserRL tests a gym with: the weights of its average.
+TEST_ROWS = {"travel": 471, "turtle": 48, "function": 78, "tau": 165, "persuade": 42, "intention": 40,
+             "telepathy": 41, "search": 125}
+
+
+def userrl_average(table: dict[str, dict], trips: list[dict]) -> dict:
+    """UserRL's own average over all eight gyms, with its half width; None where a gym was not measured.
+
+    Weighted by TEST_ROWS; travel counts by its score, the mean over aspects of the best answer's value.
+    """
+    scored = [{**e, "rewards": [e["metrics"]["score"]]} for e in trips if e["status"] not in FAILED]
+    rows = {**table, "travel": gym_summary(scored, 1)}
+    weight = {gym: count / sum(TEST_ROWS.values()) for gym, count in TEST_ROWS.items()}
+    if not all(rows[gym]["n"] for gym in weight):
+        return interval([])
+    return {"return": sum(weight[gym] * rows[gym]["return"] for gym in weight),
+            "ci95": math.sqrt(sum((weight[gym] * rows[gym]["ci95"]) ** 2 for gym in weight))}
 
 
 def gym_summary(episodes: list[dict], samples: int) -> dict:
     """A gym's row of `summarise`."""
-    scored = [e for e in episodes if e["status"] != "user_error"]
-    errors = [e["error"] for e in episodes if e["status"] == "user_error"]
+    scored = [e for e in episodes if e["status"] not in FAILED]
+    errors, failures = ([e["error"] for e in episodes if e["status"] == whose] for whose in FAILED)
     tasks: dict[str, list] = {}
     for e in scored:
         tasks.setdefault(e["task"], []).append(e)
@@ -419,10 +541,16 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
            "returns": returns}
     if errors:
         row["user_error"] = errors[0]
+    if failures:
+        row |= {"agent_errors": len(failures), "agent_error": failures[0]}
     if samples > 1:
-        solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
-        row["pass_at"] = {k: average(rewards.pass_at_k(samples, count, k) for count in solved)
-                          for k in range(1, samples + 1)}
+        whole = [same for same in tasks.values() if len(same) == samples]
+        solved = [sum(e["solved"] for e in same) for same in whole]
+        earned = [[sum(e["rewards"]) for e in same] for same in whole]
+        row["pass_at"], row["best_at"] = {}, {}
+        for k in range(1, samples + 1):
+            row["pass_at"][k] = average(rewards.pass_at_k(samples, count, k) for count in solved)
+            row["best_at"][k] = average(rewards.best_of_k(values, k) for values in earned)
     if scored and "metrics" in scored[0]:
         row["userbench"] = userbench(scored)
     return row
@@ -431,6 +559,7 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
 USERBENCH = {"score": "score", "best_exist": "best", "correct_exist": "correct", "valid_search": "search%",
              "valid_action": "action%", "active": "active", "passive": "passive", "first_valid": "first",
              "timing": "timing"}
+USERBENCH_LEVELS = {"easy": ("22", "2222"), "medium": ("33", "233", "333"), "hard": ("44", "334", "444")}
 USERBENCH_NOTE = """\
 (score: mean value of the answers; best, correct: aspects with the best, with a suiting answer; search%, action%:
  moves that got the task further, of all such moves; active, passive: preferences that were asked for, volunteered;
@@ -439,13 +568,18 @@ USERBENCH_NOTE = """\
 
 
 def userbench(episodes: list[dict]) -> dict[str, dict]:
-    """UserBench's metrics (arXiv 2507.22034) of travel episodes, per tier and overall; None where there was no case.
+    """UserBench's metrics (arXiv 2507.22034) of travel episodes; None where there was no case.
+
+    Rows: each tier, overall, and where there are several tiers easy, medium and hard, as far as they were played.
 
     Valid searches and actions are shares of all that these episodes tried, all else is a mean over episodes.
     """
     tiers = {"overall": episodes}
     for e in episodes:
         tiers.setdefault(e["tier"], []).append(e)
+    for level, its in USERBENCH_LEVELS.items() if len(tiers) > 2 else []:
+        some = [e for e in episodes if e["tier"] in its]
+        tiers |= {level: some} if some else {}
     table = {}
     for tier, some in tiers.items():
         rows = [e["metrics"] for e in some]
@@ -461,62 +595,207 @@ def userbench(episodes: list[dict]) -> dict[str, dict]:
 SCRIPTED = ("expert", "demonstrator")          # policies without a model; the second errs as often as --slip says
 
 
-def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
-    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, "expert", or "demonstrator".
+def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=None, note=None) -> dict:
+    """Play `tasks` tasks of the split a gym, each `samples` times; of the tasks of files at most as many as there are.
 
-    Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
-    If it could not be played to its end, "failed" says why, and there are no numbers.  "talks" has, per gym, the
-    conversation on its first task: {"history": [[role, text], …], "rewards": […], "status": one of ENDINGS}.
+    policy: a grpo.Engine, an envs.Server, "expert", or "demonstrator".  Touches no random state but its own, which
+    depends on the task: alone or among others, a gym plays the same.  If it could not be played to its end, "failed"
+    says why, and there are no numbers.  "talks" has, per gym, the conversation on its first task: {"history": [[role,
+    text], …], "rewards": […], "status": one of ENDINGS}.  note(line) hears of each episode (see `played`) when it is
+    over, in the first process; known: (gym, index, sample) -> the line of one that need not be played again.
     """
-    every = itertools.product(gym_names(s), range(tasks), range(s.samples))
-    mine, talks, failed = [], {}, ""
+    every, known = [], known or {}
+    for gym in gym_names(s):
+        count = min(tasks, len(envs.published_tasks(gym, s.files, split))) if s.files else tasks
+        every += itertools.product([gym], range(count), range(s.samples))
+    mine, failed = [], ""
     try:
-        mine, talks = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
+        for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
+                           split):
+            if note and not grpo.rank():
+                note(line)
+            thoughts = open_thoughts(line["messages"])
+            line |= {"open": thoughts} if thoughts else {}
+            if not note and (line["index"] or line["sample"]):
+                del line["messages"]                                    # nobody will read it
+            mine.append(line)
     except (envs.UserError, OSError, NotImplementedError) as error:     # all processes must hear of it
         failed = grpo.reason(error)
-    everyone = grpo.gather([mine, talks, failed])
-    failed = max(why for *_, why in everyone)
+    everyone = grpo.gather([mine, failed])
+    failed = max(why for _, why in everyone)
+    lines = list(itertools.chain(*(theirs for theirs, _ in everyone)))
+    if note:
+        for line in lines[len(mine):] if not grpo.rank() else []:
+            note(line)
+        lines += [known[task] for task in every if task in known]
+        lines.sort(key=lambda line: (line["index"], line["sample"]))
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for theirs, first, _ in everyone if not failed else []:
-        talks |= first
-        for gym, episode in theirs:
-            episodes[gym].append(episode)
+    talks = {}
+    for line in lines if not failed else []:
+        episodes[line["gym"]].append(line)
+        if line["index"] == line["sample"] == 0 and line["messages"]:
+            history = [["agent" if m["role"] == "assistant" else "user", m["content"]] for m in line["messages"][1:]]
+            talks[line["gym"]] = {"history": history, "rewards": line["rewards"], "status": line["status"]}
+    turns = sum(len(line["rewards"]) for line in lines)
+    if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
+        print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
+              f"{s.max_new_tokens}), or leave out --thinking", flush=True)
     prompts = f" (prompts {s.llm_prompts})" if s.llm_prompts else ""
     who = (f"{s.user} user{prompts}, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
-           f"patience {s.patience or 'endless'}")
+           f"patience {s.patience or 'endless'}" + (f", {split} tasks" if split != "test" else "")
+           + (", classic rules" if s.classic else "") + (f", tasks of {s.files}" if s.files else ""))
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
-def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[list[tuple[str, dict]], dict]:
-    """(gym, what is kept of an episode, as JSON) for each (gym, index, sample); the talks of `evaluate`."""
+def played(s: Settings, policy, user, tasks: list[tuple], split: str):
+    """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
+
+    {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    """
     todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
             for gym, index, again in tasks]
     if policy in SCRIPTED:
         act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
-        outcomes = [scripted_outcome(env, earned) for env, earned in zip(todo, envs.play_together(todo, act))]
+        outcomes = enumerate(map(scripted_outcome, todo, envs.play_together(todo, act)))
+    elif isinstance(policy, envs.Server):
+        outcomes = served_episodes(s, policy, todo)
     else:
         # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
         rollouts = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
-                               greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
-        outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in rollouts]
-    kept, talks = [], {}
-    for env, (_, index, again), (earned, status, error) in zip(todo, tasks, outcomes):
-        row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": ending(env, status),
-               "error": error}
-        if env.name == "travel" and status != "user_error":
-            row |= {"tier": env.task["tier"], "metrics": env.metrics()}
-        kept.append((env.name, row))
-        if index == again == 0:
-            talks[env.name] = {"history": env.history, "rewards": earned, "status": row["status"]}
-    return kept, talks
+                                greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        outcomes = enumerate((talk.messages, talk.turn_rewards, talk.status, talk.error) for talk in rollouts)
+    for at, (messages, earned, status, error) in outcomes:
+        env, (_, index, again) = todo[at], tasks[at]
+        line = {"gym": env.name, "index": index, "sample": again, "split": split, "task": env.task["id"],
+                "rewards": earned, "solved": env.solved, "status": ending(env, status), "error": error,
+                "messages": messages, **({"tools": env.tools} if env.tools else {})}
+        if env.name == "travel" and status not in FAILED:
+            line |= {"tier": env.task["tier"], "metrics": env.metrics()}
+        yield line
 
 
-def scripted_outcome(env: envs.Env, earned) -> tuple[list[float], str, str]:
-    """Rewards, status and error of an episode: what `envs.play_together` says of it."""
+def scripted_outcome(env: envs.Env, earned) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode: what `envs.play_together` says of it."""
+    talk = opening(env, env.history[0][1])
+    for (_, action), (_, feedback) in zip(env.history[1::2], env.history[2::2]):
+        talk += exchange(env, action, feedback)
     if isinstance(earned, Exception):
-        return [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
-    return earned, env.ended or "done", ""
+        return talk, [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
+    return talk, earned, env.ended or "done", ""
+
+
+def converse(env: envs.Env, act, lock=None) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode of act(env, messages) -> what the agent says.
+
+    OSError and UserError end it, as a failure of whom they come from.  lock: held while the env has its turn.
+    """
+    first, _ = env.reset()
+    talk, earned, over, whose = opening(env, first), [], False, ""
+    try:
+        while not over:
+            whose = "agent_error"
+            action = act(env, talk)
+            whose = "user_error"
+            with lock or contextlib.nullcontext():
+                text, reward, terminated, truncated, _ = env.step(action)
+            talk += exchange(env, action, text)
+            earned.append(reward)
+            over = terminated or truncated
+    except (envs.UserError, OSError) as error:
+        return talk, [], whose, f"{type(error).__name__}: {grpo.reason(error)}"
+    return talk, earned, env.ended or "done", ""
+
+
+def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
+    """Episodes of a served model, --rows at once on threads: yields (position, what `converse` gives) as they end.
+
+    When as many in a row have failed as are played at once, the server is gone, and the rest fails unasked.
+    """
+    waiting, over, lock = deque(enumerate(todo)), queue.SimpleQueue(), threading.Lock()
+
+    def act(env, talk):
+        if grpo.interrupted:
+            raise grpo.Stop
+        fields = {"tools": env.tools} if env.tools else {}
+        return said_by(server.chat(wire(talk, bool(env.tools)), max_tokens=s.max_new_tokens,
+                                   temperature=s.eval_temperature, **fields))
+
+    def work():
+        with contextlib.suppress(IndexError):                           # when nobody waits any more
+            while True:
+                at, env = waiting.popleft()
+                try:
+                    # a user that is a model of ours answers one thread at a time
+                    over.put((at, converse(env, act, None if getattr(env.user, "slow", False) else lock)))
+                except BaseException as error:
+                    over.put((at, error))
+    threads = min(s.rows, len(todo))
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True).start()              # Ctrl-C, twice, waits for no server
+    failures, began = 0, time.time()
+    for count in range(1, len(todo) + 1):
+        at, outcome = over.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        yield at, outcome
+        failures = failures + 1 if outcome[2] == "agent_error" else 0
+        if failures >= max(threads, 8):
+            unasked = [waiting.popleft() for _ in range(len(waiting))]
+            yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
+            for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
+                yield over.get()
+            return
+        if count % max(1, len(todo) // 10) == 0:
+            print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
+
+
+def wire(talk: list[dict], tools: bool) -> list[dict]:
+    """A conversation as an OpenAI-compatible server takes it: without thoughts; calls of tools in a field of their own.
+
+    Where a turn is no call that can be read, the reply to it comes from the user: a server takes no other.
+    """
+    messages: list[dict] = []
+    for i, m in enumerate(talk):
+        role, text = m["role"], m["content"]
+        if role == "assistant":
+            text = text.rpartition("</think>")[2].strip()
+            before, tag, after = text.partition("<tool_call>")
+            try:
+                call, _ = json.JSONDecoder().raw_decode(after.strip()) if tag and tools else ({}, 0)
+                function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+                calls = [{"id": f"call_{i}", "type": "function", "function": function}]
+                messages.append({"role": role, "content": before.strip(), "tool_calls": calls})
+                continue
+            except (ValueError, LookupError, TypeError):
+                pass
+        if role == "tool" and "tool_calls" in messages[-1]:
+            messages.append({"role": role, "tool_call_id": f"call_{i - 1}", "content": text})
+            continue
+        messages.append({"role": "user" if role == "tool" else role, "content": text})
+    return messages
+
+
+def said_by(message: dict) -> str:
+    """What a server's message says, as one text: its thought, its words, and its first call of a tool."""
+    text = message.get("content") or ""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and "</think>" not in text:
+        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+    with contextlib.suppress(LookupError, TypeError):                   # calls that are none
+        function = message["tool_calls"][0]["function"]
+        call = {"name": function["name"], "arguments": function["arguments"]}
+        with contextlib.suppress(ValueError, TypeError):
+            call["arguments"] = json.loads(call["arguments"])
+        text += f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return envs.well_formed(text)
+
+
+def open_thoughts(messages: list[dict]) -> int:
+    """How many turns are a thought that was never closed."""
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    return sum(text.lstrip().startswith("<think>") and "</think>" not in text for text in said)
 
 
 def shown(x: dict) -> str:
@@ -542,15 +821,17 @@ def print_table(columns: dict[str, dict]) -> None:
         print(f"{title:28}" + "".join(f"{cell:>17}" for cell in cells))
     several = list(columns.values())
     print()
-    line("return on held-out tasks", [short(name) for name in columns])
+    line("return on held-out tasks", [short(re.sub("@https?://.*", "…", name)) for name in columns])
     for gym in several[-1]["gyms"]:
         n = max(c["gyms"][gym]["n"] for c in several)
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
     for kind in ("macro", "micro"):
         line(f"{kind} average", [shown(c[kind]) for c in several])
+    if all("userrl" in c for c in several):
+        line("UserRL's own average", [shown(c["userrl"]) for c in several])
     solved = [average(row["success"] for row in c["gyms"].values()) for c in several]
     line("tasks solved", ["-" if share is None else f"{100 * share:.0f} %" for share in solved])
-    ended = [{how: sum(row["ended"][how] for row in c["gyms"].values()) for how in ENDINGS} for c in several]
+    ended = [{how: sum(row["ended"].get(how, 0) for row in c["gyms"].values()) for how in ENDINGS} for c in several]
     for how, words in ENDINGS.items():
         if how != "done" and any(counts[how] for counts in ended):
             line(f"ended: {words}", [percent(counts, how) for counts in ended])
@@ -561,17 +842,188 @@ def print_table(columns: dict[str, dict]) -> None:
         for gym, row in column["gyms"].items():
             if "pass_at" in row and row["n"]:
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
+                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
+            if "agent_error" in row:
+                print(f"{name}, {gym}: {row['agent_errors']} episodes failed, not counted as 0: {row['agent_error']}")
 
 
 def print_userbench(table: dict[str, dict]) -> None:
     """UserBench's metrics, a row a tier."""
     print(f"\n{'UserBench, tier':16}{'n':>6}" + "".join(f"{title:>9}" for title in USERBENCH.values()))
-    for tier in sorted(set(table) - {"overall"}) + ["overall"]:
+    levels = [level for level in USERBENCH_LEVELS if level in table] + ["overall"]
+    for tier in sorted(set(table) - set(levels)) + levels:
         cells = ["-" if table[tier][key] is None else f"{table[tier][key]:.3f}" for key in USERBENCH]
         print(f"{tier:16}{table[tier]['n']:6d}" + "".join(f"{cell:>9}" for cell in cells))
     print(USERBENCH_NOTE)
+
+
+# ---------------------------------------------------------------------------------------------- files of conversations
+
+def file_lines(path):
+    """(where, object) of each line of JSON Lines, or each entry of a JSON list; ValueError says where it is bad."""
+    try:
+        about = Path(path).stat()
+        if not Path(path).is_file() or about.st_size > envs.MAX_FILE:
+            raise ValueError(f"{path} must be a file of at most {envs.MAX_FILE >> 20} MB")
+        text = envs.well_formed(Path(path).read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
+    rows = []
+    try:
+        if text.lstrip().startswith("["):
+            rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
+        else:
+            for i, line in enumerate(text.split("\n"), 1):
+                where = f"{path}, line {i}"
+                rows += [(where, json.loads(line))] if line.strip() else []
+    except (ValueError, RecursionError) as error:
+        where = f"{path}, line {error.lineno}" if text.lstrip().startswith("[") and hasattr(error, "lineno") else where
+        raise ValueError(f"{where}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+    for where, entry in rows:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: must be an object")
+    return rows
+
+
+def read_talks(path: str) -> list[dict]:
+    """Conversations to imitate, {"messages", "tools", and what talks.jsonl has: "task", "gym", "rewards", "solved"}.
+
+    From JSON Lines or a JSON list of our own talks.jsonl, or of ShareGPT as UserRL has it: {"conversations": [{"from":
+    human | gpt | function_call | observation, "value": text}], "system": text, "tools": JSON of schemas}.
+    """
+    talks = []
+    for where, entry in file_lines(path):
+        try:
+            sharegpt = "conversations" in entry
+            messages = sharegpt_messages(entry) if sharegpt else own_messages(entry)
+            roles = [m["role"] for m in messages]
+            if "assistant" not in roles[1:] or roles[0] == "assistant":
+                raise ValueError("nobody speaks before the agent, or the agent says nothing")
+            talks.append({**({} if sharegpt else entry), "messages": messages, "tools": read_tools(entry.get("tools"))})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if not talks:
+        raise ValueError(f"{path} holds no conversation")
+    return talks
+
+
+def own_messages(entry: dict) -> list[dict]:
+    """The messages of a line of talks.jsonl, checked."""
+    messages = envs.need(entry, "messages", list)
+    for m in messages:
+        if envs.need(m, "role", str) not in ("system", "user", "assistant", "tool"):
+            raise ValueError(f"role {m['role']!r} is none of system, user, assistant, tool")
+        envs.need(m, "content", str)
+    return messages or [{"role": "assistant"}]
+
+
+SHAREGPT = {"system": "system", "human": "user", "gpt": "assistant", "function_call": "assistant",
+            "observation": "tool"}
+
+
+def sharegpt_messages(entry: dict) -> list[dict]:
+    """The chat messages of a ShareGPT entry; what a model says and the call that follows are one turn."""
+    system = entry.get("system") or ""
+    messages = [{"role": "system", "content": envs.need(entry, "system", str)}] if system else []
+    for turn in envs.need(entry, "conversations", list):
+        who, text = envs.need(turn, "from", str), envs.need(turn, "value", str)
+        if who not in SHAREGPT:
+            raise ValueError(f"from {who!r} is none of {', '.join(SHAREGPT)}")
+        if who == "function_call":
+            thought, end, call = text.rpartition("</think>")
+            text = thought + end + "\n" * bool(end) + read_call(call)
+        if messages and messages[-1]["role"] == SHAREGPT[who] == "assistant":
+            messages[-1]["content"] += "\n" + text
+        else:
+            messages.append({"role": SHAREGPT[who], "content": text})
+    return messages or [{"role": "assistant"}]
+
+
+def read_call(text: str) -> str:
+    """A ShareGPT call of a tool, or a list of them, in the form that a model writes."""
+    try:
+        calls = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"a function_call is JSON, not {text:.40}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    for call in calls:
+        envs.need(call, "name", str)
+    return "\n".join(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls)
+
+
+def read_tools(tools) -> list[dict] | None:
+    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON."""
+    try:
+        tools = json.loads(tools or "null") if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        raise ValueError("tools must be JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError("tools must be a list")
+    schemas = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    for schema in schemas:
+        envs.need(schema, "name", str)
+    return [{"type": "function", "function": schema} for schema in schemas]
+
+
+def kept(talks: list[dict], keep: str) -> list[dict]:
+    """The conversations that --keep names, rule after rule: the rest of rejection sampling."""
+    for rule in listed(keep):
+        name, _, number = rule.partition(":")
+        if not (rule == "solved" or name == "top" and re.fullmatch("[1-9][0-9]*", number)
+                or name == "least" and re.fullmatch(r"-?[0-9]*\.?[0-9]+", number)):
+            raise ValueError(f"--keep: {rule!r} is not top:N, solved or least:X")
+        if not all(isinstance(t.get("rewards"), list) and {"gym", "task", "solved"} <= t.keys() for t in talks):
+            raise ValueError("--keep goes by the rewards in talks.jsonl: this file has none")
+        if rule == "solved":
+            talks = [talk for talk in talks if talk["solved"]]
+        elif name == "least":
+            talks = [talk for talk in talks if sum(talk["rewards"]) >= float(number)]
+        else:
+            tasks: dict[tuple, list] = {}
+            for talk in talks:
+                tasks.setdefault((talk["gym"], talk["task"]), []).append(talk)
+            best = (sorted(same, key=lambda talk: -sum(talk["rewards"])) for same in tasks.values())
+            talks = list(itertools.chain(*(same[:int(number)] for same in best)))
+    return talks
+
+
+def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
+    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
+    fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
+    if not fit:
+        raise ValueError(f"--data: of {len(talks)} conversations none fits into --context={s.context}")
+    tokens = sum(len(traj.ids) for traj in fit)
+    if grpo.rank() == 0:
+        lap = math.ceil(tokens / s.sft_tokens)
+        print(f"{len(fit)} conversations, {tokens} tokens: once through them takes {lap} steps")
+        if len(fit) < len(talks):
+            print(f"! {len(talks) - len(fit)} more are longer than --context={s.context} and left out")
+        if bool(talks[0]["tools"]) != (s.form == "tool"):
+            print(f"! they are {'' if talks[0]['tools'] else 'not '}in form tool, the evaluation is in form {s.form}: "
+                  "see --form")
+    return fit
+
+
+@lru_cache(maxsize=2)
+def shuffled(seed: int, lap: int, count: int) -> list[int]:
+    """The order in which so many conversations are read the lap-th time."""
+    return random.Random(f"{seed}/data/{lap}").sample(range(count), count)
+
+
+def file_lesson(s: Settings, talks: list, step: int, number: int) -> tuple[list, int]:
+    """As `lesson`, from the conversations of --data: each once, in an order of its own, then all again in another."""
+    batch, used = [], 0
+    while used < s.sft_tokens / grpo.world():
+        lap, place = divmod(number, len(talks))
+        batch.append(talks[shuffled(s.seed, lap, len(talks))[place]])
+        used += len(batch[-1].ids)
+        number += grpo.world()
+    return batch, number
 
 
 # ---------------------------------------------------------------------------------------------- cold start
@@ -711,9 +1163,11 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
     def mean(values):
         return float(np.mean(values)) if values else None
     gyms = {gym: mean([earned for name, earned, _ in everyone if name == gym]) for gym in dict.fromkeys(trained(s))}
-    return {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
-            "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
-            "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    row = {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
+           "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
+           "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    [thoughts] = grpo.summed([sum(open_thoughts(talk.messages) for talk in talks)])
+    return {**row, "open_thoughts": thoughts / sum(turns for *_, turns in everyone)} if thoughts else row
 
 
 def per_gym(row: dict) -> str:
@@ -765,6 +1219,9 @@ def alarms(rows: list[dict], s: Settings) -> list[str]:
     if s.updates == 1 and kl > 1e-3:
         lines.append(f"sampler and trainer disagree, kl old {kl:.1e} in place of about 0: use a checkpoint in float32, "
                      "or --ratio=sequence")
+    if (thoughts := average(row.get("open_thoughts", 0.0) for row in recent)) > 0.1:
+        lines.append(f"{100 * thoughts:.0f} % of the turns are a thought that was never closed: raise --max_new_tokens "
+                     f"(now {s.max_new_tokens}), or leave out --thinking")
     failed = sum(row["ended"]["user_error"] for row in recent) / sum(sum(row["ended"].values()) for row in recent)
     if failed >= 0.25:
         lines.append(f"the user failed in {100 * failed:.0f} % of the conversations, which are lost: mend it, ask it "
@@ -837,21 +1294,47 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
             print(f"   ! {line}", flush=True)
-        if talks and (step % s.sample_every == 0 or step == 1):
-            show_sample(run, step, talks[step % len(talks)], advantages[step % len(talks)])
+        if step % s.sample_every == 0 or step == 1:
+            log_samples(run, step, talks, advantages, signals)
+            if talks:
+                show_sample(talks[step % len(talks)], advantages[step % len(talks)])
         if s.eval_every and (step % s.eval_every == 0 or step == s.steps):
             val = validate(run, user, step, val)
         run.finish_step(step, s.steps, "rl", mixture=mixture, val=val)
 
 
-def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None:
-    """Write a conversation to samples.jsonl and print it, with each turn's reward and advantage."""
-    s = run.s
+def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> None:
+    """Write conversations to samples.jsonl: of each gym a whole group, because an advantage compares within its group.
+
+    Of the groups of a gym it is the one that `show_sample` prints from, else one with a signal, else any.
+    """
+    shown = talks[step % len(talks)].group if talks else None
+    members: dict[str, list[int]] = {}
+    for i, talk in enumerate(talks):
+        members.setdefault(talk.group, []).append(i)
+    mine: dict[str, list[dict]] = {}
+    for group in sorted(members, key=lambda group: (group != shown, group not in signals)):
+        rows = [sample_row(run.s, step, talks[i], advantages[i], len(members[group])) for i in members[group]]
+        mine.setdefault(rows[0]["gym"], rows)
+    picked: dict[str, list[dict]] = {}
+    for theirs in grpo.gather(mine):
+        picked = {**theirs, **picked}
+    for row in itertools.chain(*picked.values()):
+        run.log("samples.jsonl", row)
+
+
+def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
+    """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
-    run.log("samples.jsonl", {
-        "phase": "rl", "step": step, "gym": talk.gym, "status": talk.status, "messages": talk.messages,
-        "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "advantages": advantages, "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
+    return {
+        "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
+        "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
+        "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
+        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+
+
+def show_sample(talk, advantages: list[float]) -> None:
+    """Print a conversation, with each turn's reward and advantage."""
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
     history = [("agent" if m["role"] == "assistant" else "user", m["content"]) for m in talk.messages[1:]]
     earned = [f"{reward:5.2f} {advantage:+6.2f}" for reward, advantage in zip(talk.turn_rewards, advantages)]
@@ -898,12 +1381,16 @@ def before_and_after(run: grpo.Run) -> None:
 
 def measure(run: grpo.Run, policy, user, label: str) -> None:
     """Evaluate a policy, once, and say so."""
-    tasks = run.s.eval_tasks
+    s, tasks, keeps = run.s, run.s.eval_tasks, {}
     if label == "untrained":                                            # it rambles to every limit
         tasks = math.ceil(tasks / 16)
 
     def take():
-        result = evaluate(run.s, policy, user, tasks)
+        if s.save_talks or isinstance(policy, envs.Server):
+            [lines, *_] = grpo.gather([] if grpo.rank() else old_talks(run, label))
+            keeps["known"] = {(line["gym"], line["index"], line["sample"]): line for line in lines}
+            keeps["note"] = partial(note_talk, run, label)
+        result = evaluate(s, policy, user, tasks, s.split, **keeps)
         if counts := user_counts(user):
             result["user_counts"] = counts
         run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
@@ -918,6 +1405,29 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
     if spoken:
         print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
               "by the rules", flush=True)
+
+
+TALKS = "talks.jsonl"
+
+
+def old_talks(run: grpo.Run, label: str) -> list[dict]:
+    """What talks.jsonl has of a policy.  Its last line is dropped if a kill cut it short."""
+    file = run.path / TALKS
+    whole = file.read_bytes() if file.exists() else b""
+    if not whole.endswith(b"\n") and whole:
+        os.truncate(file, whole.rfind(b"\n") + 1)
+    lines = []
+    for where, line in file_lines(file) if file.exists() else []:
+        if not {"policy", "gym", "index", "sample", "task", "status", "rewards", "solved"} <= line.keys():
+            raise ValueError(f"{where}: no conversation of an evaluation")
+        lines.append(line)
+    return [line for line in lines if line["policy"] == label and line.get("split") == run.s.split]
+
+
+def note_talk(run: grpo.Run, label: str, line: dict) -> None:
+    """Keep a conversation in talks.jsonl, unless somebody failed in it: then it will be played again."""
+    if line["status"] not in FAILED:
+        run.log(TALKS, {"policy": label, **line})
 
 
 def user_sums(user, names) -> list[float]:
@@ -939,12 +1449,18 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     s, user = run.s, make_user(run.s)
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
+    written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+
     def texts():
-        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
+        shown = range(0 if written else 60 * len(trained(s)))
+        talks = [talk["messages"] for talk in written]
+        talks += [demonstration(s, number, s.max_turns, scripted) for number in shown]
         return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
     grpo.first_policy(run, texts, first_envs(s))
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
+    if written:
+        draw = partial(file_lesson, s, encoded(s, run.tokenizer, written))
     size = sum(p.numel() for p in run.model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
     if run.optimizer:
@@ -953,18 +1469,23 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
         tell("untrained" if s.model == "tiny" else "start")
     teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
     grpo.run_phases(run, phases, teach, tell)
-    if "sft" in phases:
+    if "sft" in phases and not written:
         measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
-    measure(run, "expert", user, "expert")
+    if not s.files:
+        measure(run, "expert", user, "expert")
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
-    if s.model in SCRIPTED:
+    if s.model in SCRIPTED or served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
+    if s.data and not s.files and "sft" not in phases:
+        raise ValueError(f"--data={s.data} is no folder of task files; a file to imitate is for sft and demo")
     if not trained(s):
         raise ValueError("--hold_out leaves no gym to train in")
-    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
+    if s.files:
+        start_from_files(s, phases)
+    for gym in trained(s) if not s.data and ("sft" in phases or s.model == "tiny") else []:
         if envs.gym_class(gym).expert is envs.Env.expert:
             raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
     began = time.time()
@@ -973,7 +1494,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         learn(run, phases)
     except grpo.Stop:
         print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
-              f"    python userrl.py {command} --name={run.path.name} --resume=True")
+              f"    python userrl.py {command} --name={run.path.relative_to('runs')} --resume=True")
         raise
     print_table(run.evals)
     if "best" in (val := run.state.get("val", {})):
@@ -981,8 +1502,23 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
               f"{last};\nit is in {run.path}/best, the table shows the last")
     before_and_after(run)
+    if run.writes:
+        print(f"curves, tables and conversations, for a browser: {write_report(run.path)}")
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
+
+
+def start_from_files(s: Settings, phases: tuple[str, ...]) -> None:
+    """ValueError if --data cannot be trained on so; says which gyms are trained without being evaluated."""
+    if "sft" in phases or s.model == "tiny":
+        raise ValueError("--data has no demonstrator, and no words for a tiny model: train or eval with --model=…")
+    for gym in trained(s):
+        if why := lacking(s, gym, "train"):
+            raise ValueError(f"--data: {why}; --hold_out={gym} only evaluates it")
+        if why := lacking(s, gym, s.split):
+            print(f"note: {gym} is trained and not evaluated: {why}")
+    if not gym_names(s):
+        raise ValueError(f"--data: {lacking(s, trained(s)[0], s.split)}")
 
 
 def demo(s: Settings) -> None:
@@ -1002,32 +1538,68 @@ def train(s: Settings) -> None:
     start(s, "train", ("rl",))
 
 
+# What may differ between the columns of one table.
+OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
+                 "workers", "timeout", "save_talks")
+
+
 def eval_(s: Settings) -> None:
-    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
+    """Evaluate a checkpoint, a served model, or the scripted expert or demonstrator, on held-out tasks.
+
+    With the --name of an earlier evaluation it adds a column, or goes on where it was stopped.
+    """
     if s.model == "tiny":
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
-        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
-    run = grpo.Run(s, "eval")
-    user, policy = make_user(s), s.model
-    if policy not in SCRIPTED:
+        raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
+    if s.tests:
+        return examine(s)
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
+    for gym in chosen(s) if s.files else []:
+        if why := lacking(s, gym, s.split):
+            raise ValueError(f"--data: {why}")
+        if s.model in SCRIPTED and gym != "function":
+            raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
+    policy = s.model
+    if served(s.model):
+        policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
+    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
+    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    s, user = run.s, make_user(run.s)
+    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
+    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+        del run.evals[label]                                            # the episodes that failed are played again
+    if isinstance(policy, envs.Server) and label not in run.evals:
+        policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
+    elif policy not in SCRIPTED and label not in run.evals:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
-    measure(run, policy, user, s.model)
+    try:
+        measure(run, policy, user, label)
+    except grpo.Stop:
+        if (run.path / TALKS).exists():
+            print(f"stopped; {run.path}/{TALKS} keeps what was played, and --name={run.path.name} goes on from there")
+        raise
+    if isinstance(policy, envs.Server) and policy.counts["requests"]:
+        c = policy.counts
+        each = c["seconds"] / c["requests"]
+        print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
+              f"tokens read, {c['completion_tokens']} written")
     print_table(run.evals)
-    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
-        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
-    print(f"written to {run.path}/eval.json")
+    if gym_names(s) == ["travel"] and run.evals[label]["gyms"]["travel"]["n"]:
+        print_userbench(run.evals[label]["gyms"]["travel"]["userbench"])
+    print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
 
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
 
-    def __init__(self, system_prompt: str, first: str):
-        self.system_prompt, self.first = system_prompt, first
+    def __init__(self, system_prompt: str, first: str, tools: list[dict] | None = None):
+        self.system_prompt, self.first, self.tools = system_prompt, first, tools
 
     def reset(self):
         return self.first, {}
@@ -1041,15 +1613,15 @@ class Person:
 
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
-    gym = gym_names(s)[0]
+    gym = chosen(s)[0]
     env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
-        person = Person(env.system_prompt, input("you    ") or first)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        person = Person(env.system_prompt, input("you    ") or first, env.tools)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)
         return
@@ -1063,11 +1635,1563 @@ def play(s: Settings) -> None:
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
+# ---------------------------------------------------------------------------------------------- studies
+
+# What can be asked in one command.  grid: the cells, each trained on every seed from the same cold start; fixed: other
+# settings, unless typed; tests: with what each policy is evaluated, beside its own held-out tasks; show: further
+# numbers of the tables (`numbers` has them all).  "NAME: " before a grid names its cells, "+" is a comma in a value,
+# "50%" half of what is set; {name} is the study's folder, and a grid with {user} waits for a --user.
+STUDIES = {
+    "credit": {
+        "question": "Which credit for a turn, and which score for a conversation?",
+        "fixed": {"gamma": 0.8, "normalize": "std"},
+        "grid": "turn=naive,equalized,r2g,em; trajectory=sum,mean,r2g; combine=scale | combine=shift,loo",
+        "show": "success turns"},
+    "coldstart": {
+        "question": "Does RL learn without a cold start (SFT), and from half of one?",
+        "grid": "sft_steps=0%,50%,100%",
+        "show": "success turns"},
+    "user": {
+        "question": "Which user to train with, for users it will meet?",
+        "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
+                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "show": "success"},
+    "efficiency": {
+        "question": "Does a discount make it quicker, and at what price?",
+        "grid": "gamma=1,0.95,0.8",
+        "show": "turns effective_turns time_weighted"},
+    "userbench": {
+        "question": "Travel: one choice or several, wishes spread or concentrated, how many turns, how many tries?",
+        "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
+        "grid": "travel: gyms=travel",
+        "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
+                 "concentrated: choice=single,multi; tier=44; max_turns=8,16,24; samples=4 | "
+                 "tier: choice=multi; tier=22,2222,33,233,333,44,334,444; samples=4",
+        "show": "pass@1 pass@4 best@4 score active"},
+    "transfer": {
+        "question": "Trained on UserRL's five gyms, what is earned in the three it never trained on?",
+        "fixed": {"gyms": "all", "hold_out": "intention,telepathy,search"},
+        "grid": "five: mixture=equal",
+        "show": "travel turtle function tau persuade intention telepathy search"},
+}
+# Settings that the cold start depends on; cells that differ in others alone share one.
+COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
+    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+QUICK = {"sft_steps": 300, "steps": 12, "eval_tasks": 32}
+OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
+
+
+def typed(s: Settings) -> list[str]:
+    """The settings of a run as one would type them."""
+    kept = [each for each in fields(s) if each.name not in OF_STUDIES and getattr(s, each.name) != each.default]
+    return [f"--{each.name}={getattr(s, each.name)}" for each in kept]
+
+
+def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]:
+    """The cells of a grid, name -> {setting: value as typed}; ValueError for what is no grid."""
+    cells: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, text.split("|"))):
+        label, colon, axes = part.partition(": ")
+        if not colon:
+            label, axes = "", part
+        values = {}
+        for axis in filter(None, map(str.strip, axes.split(";"))):
+            key, equals, several = axis.partition("=")
+            key = Settings.ALSO.get(key, key)
+            if not equals:
+                raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
+            if key in OF_STUDIES | {"seed", "workers"}:
+                raise ValueError(f"--{option}: {key} is of the whole study")
+            values[key] = [meant(s, key, value.strip()) for value in several.split(",")]
+        varied = [key for key in values if len(values[key]) > 1]
+        for each in itertools.product(*values.values()):
+            cell = dict(zip(values, each))
+            words = [label] if label else []
+            words += [word(s, key, cell[key]) for key in varied or (values if not label else [])]
+            name = folder_name(words)
+            if name in cells:
+                raise ValueError(f"--{option}: two cells are called {name}")
+            cells[name] = cell
+    return cells
+
+
+def folder_name(words: list[str]) -> str:
+    """Words as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", "-".join(words))
+
+
+def meant(s: Settings, key: str, text: str) -> str:
+    """What a grid means by a value: "50%" of a number, "+" for a comma in a text."""
+    now = getattr(s, key, None)
+    if isinstance(now, str):
+        return text.replace("+", ",")
+    if isinstance(now, (int, float)) and re.fullmatch(r"[\d.]+%", text):
+        return str(type(now)(now * float(text[:-1]) / 100))
+    return text
+
+
+def word(s: Settings, key: str, value: str) -> str:
+    """A setting in the name of a cell: "naive", but "gamma0.8"."""
+    return value if value and isinstance(getattr(s, key, None), str) else f"{key}{value}"
+
+
+def examine(s: Settings) -> None:
+    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    run = grpo.Run(s, "eval")
+    if s.model not in SCRIPTED:
+        model, tokenizer = grpo.chosen_policy(s)
+    run.begin()
+    for name, test in tests.items():
+        run.s, policy = test, s.model
+        if s.model not in SCRIPTED:
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            grpo.must_fit(policy, first_envs(test))
+        measure(run, policy, make_user(test), name)
+    for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
+        alike = list(alike)
+        for first in range(0, len(alike), 6):                           # as many columns as fit
+            print_table(dict(alike[first:first + 6]))
+    print(f"written to {run.path}/eval.json")
+
+
+@dataclass
+class Job:
+    """One run of a study, in a process of its own.
+
+    name: its folder under runs/; argv: the command and its settings, all of which `wanted` has; labels: the evaluations
+    that it ends with; needs: names of jobs that come before; script: empty for this one.
+    """
+    name: str
+    argv: list[str]
+    wanted: dict
+    labels: tuple[str, ...]
+    needs: list[str]
+    script: list[str] = field(default_factory=list)
+    began: float = 0.0
+
+
+def variant(s: Settings, command: str, name: str, values: dict) -> Settings:
+    """The settings with some other values; ValueError, in one line that begins with the name, for what is wrong."""
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    try:
+        return grpo.parse([command, *typed(s), *argv], Settings, COMMANDS)[1]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
+    """The job of a cell, of a cold start, or of tests."""
+    own, study = {"name": name, "workers": 1}, name.partition("/")[0]
+    run = variant(s, command, name, {**values, **own})
+    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
+    own |= {"tests": run.tests} if run.tests else {}
+    argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
+    return Job(name, argv, asdict(run), labels[command], needs)
+
+
+def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
+    """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
+    jobs: dict[str, Job] = {}
+    starts: dict[tuple, str] = {}
+    for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
+        of_cold = {key: value for key, value in values.items() if key in COLD}
+        model, needs = s.model, []
+        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+            differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
+            words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
+            cold = f"{name}/{folder_name(words)}"
+            model, needs = f"runs/{cold}", [cold]
+            if cold not in jobs:
+                jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
+        if starts.get(("SFT", seed), "tiny") == "tiny":
+            starts["SFT", seed] = model
+        run = f"{name}/{cell}-s{seed}"
+        starts[cell, seed] = f"runs/{run}"
+        jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
+    starts["expert", s.seed] = "expert"
+    for test, values in grid_cells(s, "tests", tests).items():
+        variant(s, "eval", test, values)
+    for (policy, seed), model in starts.items() if tests else []:
+        if model != "tiny":
+            run = f"{name}/{policy}-s{seed}-tests"
+            needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
+            jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
+    userlm = f"{name}/userlm"
+    if any(userlm in each.needs for each in jobs.values()):
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
+        script = [str(Path(__file__).with_name("userlm_r1.py"))]
+        jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
+    return list(jobs.values())
+
+
+def read_json(path: Path) -> dict:
+    """What a run wrote there, {} if it did not; ValueError if it cannot be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {grpo.reason(error)}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} cannot be read: it is not what a run writes")
+    return data
+
+
+def standing(job: Job) -> str:
+    """How far a job is: "new", "begun" or "done"; ValueError if its folder holds something else."""
+    path = Path("runs") / job.name
+    config = read_json(path / "config.json")
+    if not config:
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
+            raise ValueError(f"{path} is no run (it has no config.json): move it away, or choose another --name")
+        return "new"
+    if config.get("command") != job.argv[0]:
+        raise ValueError(f"{path} was not made by '{job.argv[0]}': choose another --name")
+    for key, value in job.wanted.items():
+        if key not in ("name", "resume") and config.get(key, value) != value:
+            raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
+    evals = read_json(path / "eval.json")
+    done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
+    return "done" if done else "begun"
+
+
+def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
+    """Run what is not done, each in a process of one thread; name -> why, of those that failed.
+
+    tell(job, finished) is called as each begins and ends.  Ctrl-C lets them finish their steps and save, then raises
+    grpo.Stop; if this process is killed, they end, too.
+    """
+    waiting = [job for job in jobs if standing(job) != "done"]
+    done = {job.name for job in jobs} - {job.name for job in waiting}
+    running, lost, warned = {}, {}, False
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if done.issuperset(job.needs)]
+            for job in ready[:side_by_side - len(running)]:
+                waiting.remove(job)
+                tell(job, False)
+                job.began = time.time()
+                running[job.name] = job, begin(job)
+            for name, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                said = grpo.leave([process]).strip().splitlines()
+                if not process.returncode and standing(job) == "done":
+                    done.add(name)
+                    tell(job, True)
+                elif not grpo.interrupted:
+                    lost[name] = said[-1] if said else "its evaluation failed"
+                    print(f"! {name}: {lost[name]}", flush=True)
+            if grpo.interrupted and not warned:
+                warned = True
+                waiting.clear()
+                for _, process in running.values():
+                    process.send_signal(signal.SIGINT)
+            if not running and not any(done.issuperset(job.needs) for job in waiting):
+                break
+            time.sleep(0.1)
+    finally:
+        grpo.leave([process for _, process in running.values()], patience=0)
+    if grpo.interrupted:
+        raise grpo.Stop
+    return lost | {job.name: "what it needs failed" for job in waiting}
+
+
+def begin(job: Job):
+    """The process of a job that is new, or goes on."""
+    argv = job.argv
+    if standing(job) == "begun" and argv[0] != "eval":
+        argv = [*argv, "--resume=True"]
+    elif standing(job) == "begun":
+        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
+    return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+# ---- what a study found
+
+def numbers(result: dict) -> dict[str, float | None]:
+    """An evaluation in one flat row: return, ci95 (over tasks), each gym's return, means over gyms, pass@k, …"""
+    gyms = result["gyms"]
+    row = {**result["macro"], **{gym: of["return"] for gym, of in gyms.items()}}
+    for key in ("success", "turns", "effective_turns", "time_weighted"):
+        row[key] = average(of[key] for of in gyms.values())
+    for kind in ("pass", "best"):
+        for k in next(iter(gyms.values())).get(f"{kind}_at", {}):
+            row[f"{kind}@{k}"] = average(of[f"{kind}_at"][k] for of in gyms.values())
+    return row | gyms.get("travel", {}).get("userbench", {}).get("overall", {})
+
+
+def study_results(study: dict) -> dict:
+    """What its runs have measured so far.
+
+    cells: cell -> seed -> {"start", "RL", "demonstrator", "expert": `numbers`}; tests: policy -> test -> seed ->
+    `numbers`.  Only what is there; seeds are text, as JSON has them.
+    """
+    runs, found = Path("runs") / study["name"], {"cells": {}, "tests": {}}
+    for cell, seed in itertools.product(study["cells"], study["seeds"]):
+        evals = read_json(runs / f"{cell}-s{seed}" / "eval.json")
+        cold = read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json")
+        evals = {"demonstrator": cold.get("demonstrator"), "start": evals.get("untrained"), **evals}
+        row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
+        if row.get("RL", {}).get("return") is not None:
+            found["cells"].setdefault(cell, {})[str(seed)] = row
+    for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
+        for test, result in read_json(runs / f"{policy}-s{seed}-tests" / "eval.json").items():
+            if result["macro"]["return"] is not None:
+                found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
+    return found
+
+
+def keep_results(study: dict) -> list[str]:
+    """Write study.json and table.txt, as they are now; the lines of the table."""
+    study["results"] = study_results(study)
+    lines = study_lines(study)
+    for file, text in {"study.json": json.dumps(study, indent=1), "table.txt": "\n".join(lines).strip() + "\n"}.items():
+        path = Path("runs") / study["name"] / file
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.replace(path)
+    return lines
+
+
+def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Job, finished: bool) -> None:
+    """Say that a job begins, or what it found, how long the rest takes, and the table as it grows.
+
+    todo: names of the jobs that are not done; seconds: command -> what its jobs took, {} at first.
+    """
+    command = job.argv[0]
+    if not finished:
+        print(f"   {job.name} …", flush=True)
+        return
+    todo.remove(job.name)
+    seconds.setdefault(command, []).append(time.time() - job.began)
+    every = list(itertools.chain(*seconds.values()))
+    kinds = ["eval" if name.endswith("-tests") else "sft" if "/cold" in name else "train" for name in todo]
+    means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
+    left = sum(means[kind] for kind in kinds) / side_by_side
+    macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
+    returned = f": return {shown(macro)}" if macro else ""
+    print(f"{job.name}{returned} | {grpo.clock(seconds[command][-1])} minutes; {len(todo)} to go, about "
+          f"{grpo.clock(left)} minutes", flush=True)
+    lines = keep_results(study)
+    seed = job.name.rpartition("-")[2]
+    if command == "train" and todo and not any(name.endswith(f"-{seed}") for name in todo):
+        print("\n".join(lines), flush=True)
+
+
+def pm(values, sign: str = "") -> str:
+    """Mean over seeds and half width of its 95 % interval; of one seed the number alone."""
+    values = list(values)
+    if not values or None in values:
+        return "-"
+    mean, half = rewards.mean_ci(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def study_lines(study: dict) -> list[str]:
+    """The tables of a study, from its study.json."""
+    cells, show = study["results"]["cells"], study["show"].split()
+    width = max(map(len, [*study["cells"], "± over tasks"])) + 2
+    head = ["seeds", "start", "RL", "± over tasks", "gain", *show]
+    lines = ["", f"{study['name']}: {study['question']}".rstrip(": "),
+             f"{'':{width}}{head[0]:>6}" + "".join(f"{title:>17}" for title in head[1:])]
+    means = {cell: average(row["RL"]["return"] for row in rows.values()) for cell, rows in cells.items()}
+    for cell in sorted(means, key=means.get, reverse=True):
+        rows = list(cells[cell].values())
+        end, start = [row["RL"] for row in rows], [row.get("start", {}).get("return") for row in rows]
+        gain = [] if None in start else [row["return"] - before for row, before in zip(end, start)]
+        tasks = math.sqrt(sum(row["ci95"] ** 2 for row in end)) / len(end)
+        texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
+        texts += [pm(row.get(key) for row in end) for key in show]
+        lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    runs = [run for rows in cells.values() for run in rows.values()]
+    for label in ("demonstrator", "expert"):
+        reached = [run[label]["return"] for run in runs if label in run]
+        if reached:
+            lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
+    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
+    seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
+    lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
+    return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
+
+
+def matrix_lines(study: dict, key: str) -> list[str]:
+    """Each policy on each test, one of its `numbers`; a row a test where there are more of them."""
+    table = study["results"]["tests"]
+    rows, columns = list(table), [test for test in study["tests"] if any(test in row for row in table.values())]
+    cell = {(row, test): pm(each.get(key) for each in of.values()) for row in rows for test, of in table[row].items()}
+    corner = "policy | test"
+    if len(columns) > 7:
+        rows, columns, corner = columns, rows, "test | policy"
+        cell = {(test, policy): text for (policy, test), text in cell.items()}
+    if not set(cell.values()) - {"-"}:
+        return []
+    width = max(map(len, [*rows, corner])) + 2
+    lines = ["", f"{key} on the tests", f"{corner:{width}}" + "".join(f"{short(test):>18}" for test in columns)]
+    for row in rows:
+        lines.append(f"{row:{width}}" + "".join(f"{cell.get((row, column), '-'):>18}" for column in columns))
+    return lines
+
+
+def two_sided(t: float, df: int) -> float:
+    """Chance that Student's t is further from 0 than this (Abramowitz & Stegun 26.7.3 and 4; df: whole)."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    cosine, odd = math.cos(angle), df % 2
+    term = cosine if odd else 1.0
+    total = term if df > 1 else 0.0
+    for i in range(3 if odd else 2, df - 1, 2):
+        term *= cosine ** 2 * (i - 1) / i
+        total += term
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def critical(df: int, chance: float) -> float:
+    """The t that Student's t exceeds, on both sides together, with this chance."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, df) > chance else (low, middle)
+    return high
+
+
+def separation(returns: dict[str, list[float]]) -> list[str]:
+    """Which cells differ by more than seeds do, and else how many seeds it would take.
+
+    returns: cell -> a number per seed, the same seeds for all.  Cells of a seed share its cold start, so what counts is
+    the spread that cell and seed leave (a two-way layout without interaction, one spread for all cells):
+    s^2 = sum (y_cs - mean_c - mean_s + mean)^2 / ((C - 1)(S - 1)).  Two means differ beyond chance if they are
+    further apart than t s sqrt(2 / S); t for .05, or, since the pair was picked among all, .05 / pairs (Bonferroni).
+    """
+    cells, y = list(returns), np.array(list(returns.values()), dtype=float)
+    if len(cells) < 2:
+        return []
+    if y.shape[1] < 2:
+        return ["one seed says nothing of chance: cells are compared from the second on"]
+    count, seeds = y.shape
+    means = y.mean(1)
+    rest = y - means[:, None] - y.mean(0) + y.mean()
+    s, pairs = float(np.sqrt((rest ** 2).sum() / ((count - 1) * (seeds - 1)))), count * (count - 1) // 2
+
+    def least(n: int, chance: float) -> float:
+        return critical((count - 1) * (n - 1), chance) * s * math.sqrt(2 / n)
+    best, worst = int(means.argmax()), int(means.argmin())
+    gap = float(means[best] - means[worst])
+    if not gap:
+        return ["All cells earn the same."]
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; "
+             f"picked among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+             f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
+             + ("separated." if gap > least(seeds, .05 / pairs) else
+                "separated if it was the one pair to look at, not as the widest of all."
+                if gap > least(seeds, .05) else "not separated.")]
+    if gap <= least(seeds, .05 / pairs):
+        need = [next((n for n in range(2, 10_000) if least(n, chance) < gap), 10_000) for chance in (.05, .05 / pairs)]
+        lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
+                     f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
+    return lines
+
+
+def ablate(s: Settings) -> None:
+    """A grid of settings, or a ready --study: a run per cell and seed, side by side, and a table that compares them."""
+    if "RANK" in os.environ:
+        raise ValueError("ablate starts its processes itself: run it without torchrun")
+    ready = STUDIES.get(s.study, {})
+    name = s.name or s.study or "ablate"
+    folder = Path("runs") / name
+    if "/" in name or (folder / "config.json").exists():
+        raise ValueError(f"{folder} is a run, not a study: choose another --name")
+    grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
+    if "{user}" in grids["grid"]:
+        if s.user == "scripted":
+            print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
+            grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
+                     for key, text in grids.items()}
+        for user in filter(served, users(s)):                           # a server that is not there is said at once
+            one_user(s, user)
+        grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
+        s = replace(s, user="scripted")
+    grids = {key: text.replace("{name}", name) for key, text in grids.items()}
+    cells = grid_cells(s, "grid", grids["grid"])
+    jobs = study_jobs(s, name, cells, grids["tests"])
+    todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
+    folder.mkdir(parents=True, exist_ok=True)
+    grpo.hold(folder)
+    starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
+    study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
+             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
+    gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    side_by_side = s.jobs or (1 if gpu else cores)
+    keep_results(study)
+    print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
+    try:
+        lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
+    except grpo.Stop:
+        print("stopped; the same command goes on")
+        raise
+    print("\n".join(keep_results(study)))
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\n"
+          f"a page for a browser:  python userrl.py report {folder}")
+    if lost:
+        raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+# A picture is drawn when matplotlib is there, and told in text in any case: (file's name, lines of text, draw(figure)).
+
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.edgecolor": "#b0b0b0", "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
+         "xtick.color": "#444444", "ytick.color": "#444444", "xtick.labelsize": 8, "ytick.labelsize": 8,
+         "legend.frameon": False, "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "userrl"}
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #6b6b6b #8c564b".split()     # told apart by most eyes
+GREY = "#8a8a8a"
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log, without those that cannot be read: a run may have been killed in the middle of one."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def curve(path: Path, key: str = "return") -> dict[int, float]:
+    """RL step -> what a run earned by then: on validation tasks if it has some, else in training, a mean of 5 steps."""
+    rows = read_log(path / "metrics.jsonl")
+    phase = "val" if any(row.get("phase") == "val" for row in rows) else "rl"
+    points = [(row["step"], row[key]) for row in rows if row.get("phase") == phase and row.get(key) is not None]
+    window = 5 if phase == "rl" else 1
+    return {step: average(value for _, value in points[max(0, i + 1 - window):i + 1])
+            for i, (step, _) in enumerate(points)}
+
+
+def band(curves: list[dict[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all curves have, and at each their mean, least and most."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = [[one[step] for one in curves] for step in steps]
+    return steps, [average(some) for some in values], [*map(min, values)], [*map(max, values)]
+
+
+def spark(values: list[float], low: float, high: float, width: int = 48) -> str:
+    """A curve as a line of text."""
+    picked = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / ((high - low) or 1)))] for value in picked)
+
+
+def bar(value: float | None, most: float, width: int = 40) -> str:
+    """A number as a bar of text."""
+    return "" if value is None else "█" * round(width * max(0.0, value) / (most or 1))
+
+
+def curves_picture(panels: dict[str, dict[str, list]]):
+    """Learning curves.  panels: title -> label -> a `curve` per seed."""
+    found: dict[str, dict] = {}
+    for title, lines in panels.items():
+        for label, curves in lines.items():
+            if (line := band(curves))[0]:
+                found.setdefault(title, {})[label] = line
+    if not found:
+        return None
+    every = [value for lines in found.values() for line in lines.values() for value in line[1]]
+    low, high = min(every), max(every)
+    text = [f"return by RL step, from {low:.3f} ▁ to {high:.3f} █ (mean over seeds)"]
+    for title, lines in found.items():
+        for label, (steps, mean, _, _) in lines.items():
+            name = f"{title} {label}".strip()
+            text.append(f"{name[-24:]:24} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}")
+    labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
+    several = any(len(curves) > 1 for lines in panels.values() for curves in lines.values())
+
+    def draw(figure):
+        wide = min(3, len(found))
+        tall = math.ceil(len(found) / wide)
+        figure.set_size_inches(1.2 + 3.2 * wide, 0.6 + 2.5 * tall)
+        axes = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
+        for axis, (title, lines) in zip(axes, found.items()):
+            for label, (steps, mean, least, most) in lines.items():
+                colour = COLOURS[labels.index(label) % len(COLOURS)]
+                axis.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+                axis.fill_between(steps, least, most, color=colour, alpha=0.15, linewidth=0)
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("RL step")
+            axis.grid(axis="y")
+            axis.legend()
+        for axis in axes[len(found):]:
+            axis.set_visible(False)
+        note = "; band: lowest and highest seed" if several else ""
+        figure.supylabel(f"return, mean of 5 steps{note}", fontsize=8)
+    return "curves", text, draw
+
+
+def dots_picture(study: dict):
+    """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
+    cells = study["results"]["cells"]
+    runs, beside = [run for rows in cells.values() for run in rows.values()], {}
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for run in runs)]
+    columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
+    earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
+    order = sorted(cells, key=earned.get)
+    for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
+        beside[column, label] = average(run[label].get(column) for run in runs if label in run)
+
+    def draw(figure):
+        figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, columns):
+            for y, cell in enumerate(order):
+                values = [run["RL"].get(column) for run in cells[cell].values()]
+                if None in values:
+                    continue
+                mean, half = rewards.mean_ci(values)
+                axis.plot(values, [y] * len(values), "o", color=COLOURS[5], markersize=3, markeredgewidth=0, alpha=0.8)
+                axis.errorbar(mean, y, xerr=0 if math.isnan(half) else half, fmt="o", color=COLOURS[0], markersize=5,
+                              linewidth=1.2)
+            left, right = axis.get_xlim()
+            for label, style in (("start", "-"), ("demonstrator", "--"), ("expert", ":")):
+                x = beside[column, label]
+                # an expert far away would squeeze all that the picture is about
+                if x is not None and left - (right - left) <= x <= right + (right - left):
+                    axis.axvline(x, color=GREY, linestyle=style, linewidth=1)
+            axis.set_title("mean over gyms" if column == "return" else column, loc="left")
+            axis.set_yticks(range(len(order)), order)
+            axis.grid(axis="x")
+            axis.locator_params(axis="x", nbins=4)
+            axis.tick_params(axis="y", length=0)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
+                         "(line), demonstrator (dashes), expert (dots)", fontsize=8)
+    return "cells", [], draw
+
+
+def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]], note: str):
+    """Heat maps side by side.  grids: title -> (rows, columns, {(row, column): numbers of the seeds})."""
+    text = []
+    for title, (rows, columns, cells) in grids.items():
+        width = max(map(len, rows)) + 2
+        text += ["", title, " " * width + "".join(f"{short(column):>17}" for column in columns)]
+        for row in rows:
+            text.append(f"{row:{width}}" + "".join(f"{pm(cells.get((row, column), [])):>17}" for column in columns))
+    rows = max((rows for rows, _, _ in grids.values()), key=len)
+
+    def draw(figure):
+        wide = sum(len(columns) for _, columns, _ in grids.values())
+        slanted = max(len(column) for _, columns, _ in grids.values() for column in columns) > 9
+        figure.set_size_inches(2.0 + 0.95 * wide + 0.3 * len(grids), 1.5 + 0.5 * slanted + 0.42 * len(rows))
+        ratios = [len(columns) for _, columns, _ in grids.values()]
+        axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=ratios)[0]
+        for axis, (title, (rows_here, columns, cells)) in zip(axes, grids.items()):
+            means = np.full((len(rows_here), len(columns)), np.nan)
+            for (row, column), values in cells.items():
+                if values and None not in values:
+                    means[rows_here.index(row), columns.index(column)] = average(values)
+            # an expert far above would leave the others one colour; twice the range keeps it light enough for text
+            usual = means[[row != "expert" for row in rows_here]][:, [column != "expert" for column in columns]]
+            known = usual[~np.isnan(usual)]
+            low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+            axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
+            for (i, j), value in np.ndenumerate(means):
+                if not np.isnan(value):
+                    dark = value > low + 1.2 * (high - low)
+                    axis.text(j, i, f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}", ha="center", va="center",
+                              fontsize=8, color="white" if dark else "black")
+            axis.set_title(title, loc="left")
+            axis.set_xticks(range(len(columns)), columns, rotation=30 if slanted else 0,
+                            ha="right" if slanted else "center")
+            axis.set_yticks(range(len(rows_here)), rows_here if axis is axes[0] else [""] * len(rows_here))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(note, fontsize=8)
+    return name, text, draw
+
+
+def bars_picture(columns: dict[str, dict]):
+    """What each policy of a run earns in each gym, with intervals over tasks."""
+    gyms = list(next(iter(columns.values()))["gyms"])
+    value = {(name, gym): column["gyms"][gym] for name, column in columns.items() for gym in gyms}
+    most = max([of["return"] or 0.0 for of in value.values()])
+    text = []
+    for gym in gyms:
+        for name in columns:
+            of = value[name, gym]
+            text.append(f"{gym:10} {short(name):16} {shown(of):>15} {bar(of['return'], most)}")
+
+    def draw(figure):
+        figure.set_size_inches(1.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
+        axis = figure.subplots()
+        for i, name in enumerate(columns):
+            heights = [value[name, gym]["return"] or 0.0 for gym in gyms]
+            errors = [value[name, gym]["ci95"] or 0.0 for gym in gyms]
+            places = [(len(columns) + 1) * g + i for g in range(len(gyms))]
+            axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
+                     error_kw={"linewidth": 1, "ecolor": "#444444"})
+        axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
+        axis.set_ylabel("return on held-out tasks, ± 95 % over tasks")
+        axis.tick_params(axis="x", length=0)
+        axis.grid(axis="y")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
+    return "gyms", text, draw
+
+
+def strips_picture(path: Path, settings: dict):
+    """What each turn of a conversation was credited with under every scheme: each gym's last one that earned."""
+    talks = {}
+    for row in read_log(path / "samples.jsonl"):
+        if any(row.get("rewards") or []):
+            talks[row["gym"]] = row
+    schemes = {gym: {"reward": row["rewards"]} for gym, row in talks.items()}
+    for gym, row in talks.items():
+        for turn in rewards.TURN:
+            schemes[gym][turn] = rewards.turn_credits(row["rewards"], turn, settings["gamma"], settings["k"])
+        schemes[gym]["advantage"] = row["advantages"]
+    text = []
+    for gym, strips in schemes.items():
+        text.append(f"{gym}, step {talks[gym]['step']}: return {sum(strips['reward']):.2f}; turns from left to right")
+        text += [f"  {name:10}" + "".join(f"{value:+7.2f}" for value in strip) for name, strip in strips.items()]
+
+    def draw(figure):
+        wide = [len(strips["reward"]) for strips in schemes.values()]
+        figure.set_size_inches(1.6 + 0.46 * max(wide), 0.5 + 2.0 * len(schemes))
+        for axis, (gym, strips) in zip(figure.subplots(len(schemes), 1, squeeze=False).flat, schemes.items()):
+            # each strip has colours of its own: they differ in scale
+            shades = [[value / (max(map(abs, strip)) or 1) for value in strip] for strip in strips.values()]
+            axis.imshow(shades, cmap="RdBu", vmin=-1.6, vmax=1.6, aspect="auto")
+            for (i, name), (j, _) in itertools.product(enumerate(strips), enumerate(strips["reward"])):
+                axis.text(j, i, f"{strips[name][j]:.2f}", ha="center", va="center", fontsize=7)
+            axis.set_xlim(-0.5, max(wide) - 0.5)
+            axis.set_title(f"{gym}: return {sum(strips['reward']):.2f}", loc="left")
+            axis.set_yticks(range(len(strips)), strips)
+            axis.set_xticks(range(len(strips["reward"])), range(1, 1 + len(strips["reward"])))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(f"turn; each row shaded by its own largest; advantage: as trained "
+                         f"({settings['combine']}, {settings['normalize']})", fontsize=8)
+    return ("strips", text, draw) if talks else None
+
+
+def study_pictures(folder: Path, study: dict) -> list:
+    """The pictures of a study."""
+    cells_of, results = study["cells"], study["results"]
+    parts: dict[tuple, list[str]] = {}
+    for cell, values in study["cells"].items():
+        parts.setdefault(tuple(values), []).append(cell)
+    panels, grids = {}, {}
+    for keys, cells in parts.items():
+        first, *rest = [key for key in keys if len({cells_of[cell][key] for cell in cells}) > 1] or [""]
+        if not rest:
+            panels.setdefault("", {}).update({cell: cell for cell in cells})
+            continue
+        label = {cell: ", ".join(cells_of[cell][key] for key in rest) for cell in cells}
+        earned = {}
+        for cell in cells:
+            row = cells_of[cell][first]
+            panels.setdefault(f"{first} {row}", {})[label[cell]] = cell
+            earned[row, label[cell]] = [run["RL"]["return"] for run in results["cells"].get(cell, {}).values()]
+        grids[f"{first} (down), {', '.join(rest)} (across)"] = *map(list, map(dict.fromkeys, zip(*earned))), earned
+    paths = {cell: [folder / f"{cell}-s{seed}" for seed in rows] for cell, rows in results["cells"].items()}
+    curves = {title: {label: [*map(curve, paths.get(cell, []))] for label, cell in lines.items()}
+              for title, lines in panels.items()}
+    pictures = [curves_picture(curves), dots_picture(study)]
+    if grids:
+        pictures.append(heat_picture("grid", grids, "return on held-out tasks, mean over seeds"))
+    tests = results["tests"]
+    tables = {}
+    for key in ["return", *study["show"].split()]:
+        cells = {(test, policy): [row.get(key) for row in of.values()] for policy in tests
+                 for test, of in tests[policy].items()}
+        if any(None not in values for values in cells.values()):
+            rows, columns = list(study["tests"]), list(tests)
+            if len(rows) <= 7:
+                rows, columns, cells = columns, rows, {(policy, test): of for (test, policy), of in cells.items()}
+            tables[key] = rows, columns, cells
+    if tables:
+        name, _, draw = heat_picture("tests", tables, "mean over seeds")
+        pictures.append((name, [], draw))                               # in text they are in the study's table
+    for path in [*itertools.chain(*paths.values())][:1]:
+        pictures.append(strips_picture(path, read_json(path / "config.json")))
+    return pictures
+
+
+def run_pictures(path: Path) -> list:
+    """The pictures of a run."""
+    settings, evals = read_json(path / "config.json"), read_json(path / "eval.json")
+    lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
+    pictures = [curves_picture({"": lines})]
+    columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
+    if columns:
+        pictures.append(bars_picture(columns))
+    return [*pictures, strips_picture(path, settings)]
+
+
+def save_picture(path: Path, draw) -> None:
+    """Draw, and write a PNG and an SVG; without matplotlib say so."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"({path.name}: no picture, matplotlib is not installed)")
+        return
+    path.parent.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure)
+        figure.savefig(f"{path}.png", dpi=150)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    print(f"({path}.png, .svg)")
+
+
+def plot(s: Settings) -> None:
+    """Draw runs, or studies: plot runs/demo runs/credit.  PNG and SVG with matplotlib, and as text in any case."""
+    if s.model == "tiny":
+        raise ValueError("plot needs the folders of runs or studies:  python userrl.py plot runs/demo")
+    for place in listed(s.model):
+        folder = Path(place)
+        study = read_json(folder / "study.json")
+        if not study and "gyms" not in read_json(folder / "config.json"):
+            raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
+                             f"{folder} does not exist")
+        if study and study.get("results") == {"cells": {}, "tests": {}}:
+            raise ValueError(f"no run of {folder} is finished yet")
+        try:
+            pictures = study_pictures(folder, study) if study else run_pictures(folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} does not hold what a run or a study writes: {error!r}") from None
+        if study:
+            print("\n".join(study_lines(study)))
+        for name, text, draw in filter(None, pictures):
+            print("\n".join(["", *text]))
+            save_picture(folder / "pictures" / name, draw)
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+# The numbers of an evaluation's table that a report shows, and their names there.
+MEASURES = {"return": "return", "ci95": "± (half a 95 % interval)", "success": "share of tasks solved",
+            "turns": "turns", "effective_turns": "turns until the last reward",
+            "time_weighted": "rewards, each divided by its turn", "n": "number of tasks"}
+PAPER = {"gamma": 0.8, "k": 2.0, "normalize": "std"}                    # UserRL's numbers
+MOST_TALKS = 2000                                                       # conversations in a report
+
+
+def rounded(data):
+    """The same data with four significant digits, because the page shows fewer; NaN and infinity, as None."""
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [rounded(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, float):
+        data = float(f"{data:.4g}")
+        return int(data) if data.is_integer() and abs(data) < 1e6 else data
+    return data
+
+
+def runs_in(folder: Path) -> list[tuple[Path, dict]]:
+    """(folder, settings) of a run, or of each run in a folder of runs; ValueError in one line if there is none."""
+    found = []
+    for path in [folder] if (folder / "config.json").exists() else sorted(folder.glob("*/")):
+        settings = read_json(path / "config.json")
+        if {"command", "gyms", "turn", "trajectory", "combine", *PAPER} <= set(settings):
+            found.append((path, settings))
+    if not found:
+        raise ValueError(f"{folder} is no run of userrl.py, nor a folder of such runs")
+    return found
+
+
+def all_numbers(values: list) -> bool:
+    """Are these numbers, or None?"""
+    return all(value is None or isinstance(value, (int, float)) for value in values)
+
+
+def curves(rows: list[dict]) -> dict[str, dict]:
+    """Of each phase a list of numbers per column of metrics.jsonl, None where there is none; at most some 400 rows."""
+    table = {}
+    for phase in ("sft", "rl", "val"):
+        some = [row for row in rows if row.get("phase") == phase]
+        some = some[::1 + len(some) // 400]
+        keys = dict.fromkeys(itertools.chain(*some))
+        columns = {key: [row.get(key) for row in some] for key in keys}
+        table[phase] = {key: values for key, values in columns.items() if all_numbers(values)}
+    return table
+
+
+def said(messages: list[dict]) -> list[list[str]]:
+    """[["agent", text], …] from chat messages."""
+    return [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in messages]
+
+
+def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dict]]:
+    """The conversations of a group, and its `rewards.workings` with the run's own numbers and with the paper's.
+
+    No workings unless the whole group is in the log: an advantage compares.
+    """
+    talks = []
+    for place, row in enumerate(rows):
+        talks.append({
+            "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
+            "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
+            "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
+        rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
+    if len(rows) != rows[0].get("of"):
+        return talks, []
+    earned, tokens = [talk["rewards"] for talk in talks], [talk["tokens"] for talk in talks]
+    own = {key: settings[key] for key in PAPER}
+    return talks, [rewards.workings(earned, tokens, **numbers) for numbers in (own, PAPER)]
+
+
+def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], dict[str, list], int]:
+    """Of a run: the last conversations of samples.jsonl, then those of talks.json; the workings of each group.
+
+    Also how many conversations samples.jsonl has.
+    """
+    by_group: dict[str, list[dict]] = {}
+    for row in read_log(path / "samples.jsonl"):
+        by_group.setdefault(f"{path.name}/{row.get('step')}/{row.get('group')}", []).append(row)
+    talks, groups = [], {}
+    for name, rows in reversed(by_group.items()):
+        try:
+            some, numbers = group_record(rows, settings)
+        except (ValueError, TypeError, LookupError, AttributeError):    # not what a run writes
+            continue
+        if len(talks) + len(some) > most:
+            break
+        if numbers:
+            groups[name] = numbers
+        talks = [{**talk, "group": name if numbers else None} for talk in some] + talks
+    for policy, gyms in read_json(path / "talks.json").items():
+        for gym, talk in gyms.items():
+            talks.append({"id": f"{policy}/{gym}", "gym": gym, "policy": policy, "status": talk["status"],
+                          "said": talk["history"], "rewards": list(talk["rewards"]), "tokens": [], "thoughts": []})
+    return talks, groups, sum(map(len, by_group.values()))
+
+
+def run_record(path: Path, settings: dict) -> dict:
+    """What a report shows of a run beside its conversations."""
+    evals = {}
+    for policy, result in read_json(path / "eval.json").items():
+        tables = {**result["gyms"], "macro average": result["macro"], "micro average": result["micro"]}
+        rows = {name: {key: row.get(key) for key in MEASURES} for name, row in tables.items()}
+        evals[policy] = {"table": rows, "failed": result.get("failed", "")}
+    return {"name": path.name, "settings": settings, "evals": evals, "curves": curves(read_log(path / "metrics.jsonl"))}
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html into a run's folder, or a folder of runs; ValueError in one line where there is none.
+
+    The page needs neither network nor packages.  Every number in it was computed here.
+    """
+    runs = runs_in(folder)
+    data = {"title": folder.resolve().name, "endings": ENDINGS, "measures": MEASURES,
+            "runs": [], "talks": [], "groups": {}, "logged": 0}
+    for path, settings in runs:
+        try:
+            talks, groups, logged = conversations(path, settings, MOST_TALKS // len(runs))
+            data["runs"].append(run_record(path, settings))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold what a run writes: {grpo.reason(error)}") from None
+        data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
+        data["groups"] |= groups
+        data["logged"] += logged
+    columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    # "<" as JSON may also write it: no text of a model ends the script that the data stand in
+    text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    part = folder / "report.html.part"
+    part.write_text(PAGE.replace("__DATA__", text))
+    return part.replace(folder / "report.html")
+
+
+def report(s: Settings) -> None:
+    """Write a page for a browser about runs, or folders of runs: report runs/demo.  Curves, tables, conversations."""
+    if s.model == "tiny":
+        raise ValueError("report needs the folder of a run, or of a study:  python userrl.py report runs/demo")
+    for place in listed(s.model):
+        print(f"written to {write_report(Path(place))}")
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "report": report,
+            "play": play}
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
+        argv = [*argv, "--study=credit"]
+    if argv[:1] in (["plot"], ["report"]):                              # folders as they are
+        places = [item for item in argv[1:] if not item.startswith("-")]
+        argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
+
+
+# ---------------------------------------------------------------------------------------------- the report's page
+
+# __DATA__ is what `report_data` collects.
+PAGE = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<!-- nothing is fetched from anywhere, whatever a model wrote into a conversation -->
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; img-src data:;
+  style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>report</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#faf9f7, #15171b); --card: light-dark(#fff, #1d2026); --line: light-dark(#e2dfd9, #343842);
+  --ink: light-dark(#22252b, #e3e5e9); --dim: light-dark(#646974, #9aa1ad); --link: light-dark(#1f5fbf, #8ab4f8);
+  --more: light-dark(#2f76d2, #5b9cf5); --less: light-dark(#d9730d, #f08c3a); --mark: light-dark(#eef3fb, #262c38);
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; background: var(--paper); color: var(--ink);
+       font: 15px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums }
+header { display: flex; gap: 16px; align-items: start; justify-content: space-between; padding: 26px 0 4px }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 }
+h2 { font-size: 18px; margin: 40px 0 6px }
+h3 { font-size: 14px; margin: 0 }
+p { margin: 6px 0; max-width: 84ch }
+a { color: var(--link); text-decoration: none }
+a:hover { text-decoration: underline }
+mark { color: inherit; padding: 1px 5px; border-radius: 4px }
+.dim { color: var(--dim) }
+.small { font-size: 13px }
+.scroll { overflow-x: auto }
+.maths { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere }
+:focus-visible, label:has(:focus-visible) { outline: 2px solid var(--link); outline-offset: 1px }
+button, select, input { font: inherit; font-size: 13px; color: inherit; background: var(--card); padding: 3px 9px;
+                        border: 1px solid var(--line); border-radius: 7px }
+button, summary, label { cursor: pointer }
+input { width: 5.5em }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; border-bottom: 1px solid var(--line) }
+th, legend { color: var(--dim); font-size: 13px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 8px 0; max-width: 90ch }
+dd { margin: 0 }
+figure, #schemes, #list { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0 }
+#charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px }
+figure { padding: 12px 14px }
+svg { display: block; width: 100%; height: auto; margin-top: 6px; font-size: 10px; fill: var(--dim) }
+.key { display: flex; flex-wrap: wrap; gap: 1px 10px; font-size: 12px; min-height: 3.1em; align-content: start }
+.key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 4px }
+#schemes { display: flex; flex-wrap: wrap; gap: 8px 22px; padding: 10px 14px; position: sticky; top: 0; z-index: 1 }
+fieldset { border: 0; margin: 0; padding: 0; min-width: 0; max-width: 266px }
+fieldset:last-child { max-width: none }
+fieldset:disabled { opacity: .45 }
+fieldset input { position: absolute; opacity: 0; width: 1px }
+legend { padding: 0 }
+label { display: inline-block; font-size: 13px; padding: 2px 9px; border: 1px solid var(--line); margin-right: -1px }
+label:first-of-type { border-radius: 7px 0 0 7px }
+label:last-of-type { border-radius: 0 7px 7px 0 }
+label:has(:checked) { background: var(--link); border-color: var(--link); color: var(--card) }
+#filters { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 8px 0 }
+#browser { display: grid; grid-template-columns: 290px minmax(0, 1fr); gap: 22px; align-items: start }
+#list { height: calc(100vh - 150px); overflow-y: auto; position: sticky; top: 135px }
+.row { display: flex; flex-wrap: wrap; justify-content: space-between; padding: 6px 12px; font-size: 13px;
+       color: inherit; border-bottom: 1px solid var(--line) }
+.row:hover, .row[aria-current] { background: var(--mark); text-decoration: none }
+.row[aria-current] { box-shadow: inset 3px 0 var(--link) }
+.row .strip { width: 100% }
+.strip { display: inline-flex; gap: 2px; flex-wrap: wrap; padding-top: 5px; vertical-align: top }
+.strip i { width: 12px; height: 12px; border-radius: 3px; border: 1px solid var(--line) }
+.group { display: grid; grid-template-columns: repeat(2, max-content) 1fr; gap: 0 14px; font-size: 13px }
+.say { margin: 10px 0; max-width: 78ch; scroll-margin-top: 140px }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 13px; border: 1px solid var(--line);
+        border-radius: 4px 12px 12px 12px; background: var(--card) }
+.agent { margin-left: 28px }
+.agent .said { border-radius: 12px 4px 12px 12px; cursor: pointer }
+.agent.on .said { outline: 2px solid var(--link) }
+.thought { font-style: italic; padding: 3px 13px; overflow-wrap: anywhere }
+.who { display: flex; flex-wrap: wrap; gap: 3px 12px; align-items: baseline; font-size: 13px; color: var(--dim) }
+.who b { color: var(--ink) }
+#why { margin: 8px 0 18px 28px; max-width: 78ch; padding: 12px 16px; background: var(--mark); border-radius: 10px }
+#why li { margin: 7px 0 }
+#why td { padding: 0; border: 0; height: 30px }
+#why th { border: 0; white-space: nowrap; vertical-align: bottom }
+#why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
+#why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
+@media (max-width: 760px) {
+  body { padding: 0 12px 40px }
+  #browser { grid-template-columns: minmax(0, 1fr) }
+  #list, #schemes { position: static; max-height: 40vh }
+  .agent, #why { margin-left: 0 }
+  .say { scroll-margin-top: 8px }
+  .wide { display: none }
+}
+</style>
+<header>
+  <div><h1 id="title"></h1><div id="about" class="dim"></div></div>
+  <button id="theme" title="light or dark">◐ <span class="wide">theme</span></button>
+</header>
+<p>An agent talks with simulated users, and some of its turns earn a <b>reward</b>. It is trained on <b>groups</b>:
+  several conversations that begin alike, with the same user and the same task. An <b>advantage</b> says what training
+  does with a turn: above 0 its words become <mark id="more">more likely</mark>, below 0
+  <mark id="less">less likely</mark>, at 0 nothing happens. How rewards become advantages is a choice, a <b>scheme</b>.
+  Under <a href="#conversations">Conversations</a> every scheme can be compared on every turn: click on what the agent
+  said, and the arithmetic is spelled out.</p>
+<details><summary>Words used here</summary><dl id="words"></dl></details>
+<details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
+<section id="results"><h2>Results on held-out tasks</h2>
+  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
+    <select id="measure" aria-label="measure"></select>
+    <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
+  <div class="scroll"><table id="table"></table></div></section>
+<section id="curves"><h2>Learning curves</h2>
+  <p class="dim small">Thin: each run and step. Thick: the mean of a cell's runs, running over five steps. Point at a
+    curve to read it.</p>
+  <div id="charts"></div></section>
+<section id="conversations"><h2>Conversations</h2>
+  <p class="dim small" id="count"></p>
+  <div id="schemes"></div>
+  <div id="filters"></div>
+  <div id="browser"><nav id="list" aria-label="conversations"></nav><main id="talk"></main></div></section>
+<script type="application/json" id="data">__DATA__</script>
+<script>
+"use strict";
+// ---- helpers; text reaches the page as text only, never as HTML
+
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+function el(tag, props, ...kids) {
+  const e = Object.assign(document.createElement(tag), props);
+  e.append(...kids.filter(kid => kid != null));
+  return e;
+}
+function svg(tag, attributes, text) {
+  const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const key in attributes) e.setAttribute(key, attributes[key]);
+  if (text != null) e.textContent = text;
+  return e;
+}
+function num(x) {
+  if (typeof x !== "number") return "–";
+  const size = Math.abs(x), digits = size >= 100 ? 0 : size && size < 0.1 ? 3 : 2;
+  return (Number(x.toFixed(digits)) === 0 ? 0 : x).toFixed(digits).replace("-", "−");
+}
+const signed = x => (x > 0 ? "+" : "") + num(x);
+const sub = n => String(n).replace(/\d/g, d => "₀₁₂₃₄₅₆₇₈₉"[d]);
+const power = n => String(n).replace(/\d/g, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+const total = list => list.reduce((a, b) => a + b, 0);
+const mean = list => list.length ? total(list) / list.length : null;
+const unique = list => [...new Set(list)];
+const known = list => list.filter(x => x != null);
+
+// ---- the head of the page
+
+const WORDS = {
+  turn: "one message of the agent, and what the user replies to it",
+  token: "a word or a piece of one, which is what training counts",
+  reward: "r, what a turn earned by the rules of its gym (the game that is played)",
+  return: "the sum of a conversation's rewards",
+  group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
+  credit: "w, how much of what was earned is said to be this turn's doing",
+  score: "R, one number for a whole conversation",
+  z: "how much better R is than the group's mean R, in units of its standard deviation (std) or mean size (mean)",
+  advantage: "A, what training does with the words of a turn: more likely above 0, less likely below",
+  "γ (gamma)": "the discount: a reward that comes n turns later counts γⁿ times",
+  numbers: "γ and the unit of z: as this run was trained with, or as in the UserRL paper"};
+for (const word in WORDS) $("words").append(el("dt", {}, word), el("dd", {}, WORDS[word]));
+const one = D.runs.length === 1, first = (D.runs.find(run => run.curves.rl.step) || D.runs[0]).settings;
+const trained = s => s.combine === "loo" ? "loo" : `${s.turn} ${s.trajectory} ${s.combine}`;
+document.title = $("title").textContent = D.title;
+$("about").textContent = !one ? D.runs.length + " runs" : `${first.command}, ${first.steps} steps of RL, seed ${
+  first.seed}; gyms: ${first.gyms}; user: ${first.user}; trained with the scheme ${trained(first)}`;
+// of several runs only what differs
+for (const run of D.runs) {
+  const lines = Object.entries(run.settings).filter(([key, value]) => key !== "checksum"
+    && (one || D.runs.some(other => other.settings[key] !== value)));
+  $("settings").append((one ? "" : `\n${run.name}\n`) + lines.map(([key, value]) => `${key} = ${value}\n`).join(""));
+}
+const dark = () => (document.documentElement.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches
+  ? "dark" : "light")) === "dark";
+$("theme").onclick = () => { document.documentElement.style.colorScheme = dark() ? "light" : "dark"; };
+
+function drawTable() {
+  const measure = $("measure").value, rows = [];
+  for (const run of D.runs)
+    for (const policy in run.evals)
+      if ($("policy").value === "" || $("policy").value === policy)
+        rows.push({run: run.name, policy, ...run.evals[policy]});
+  const names = unique(rows.flatMap(row => Object.keys(row.table)))
+    .filter(name => rows.some(row => row.table[name]?.[measure] != null));
+  const cell = x => el("td", {}, num(x?.[measure]),
+    measure === "return" && x?.ci95 != null ? el("span", {className: "dim small"}, " ± " + num(x.ci95)) : null);
+  $("table").replaceChildren(
+    el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
+    ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
+      el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
+}
+for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
+const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
+for (const name of policies) $("policy").append(el("option", {value: name}, name));
+$("policy").hidden = one;
+if (!one && policies.includes("RL")) $("policy").value = "RL";
+$("policy").onchange = $("measure").onchange = drawTable;
+drawTable();
+$("results").hidden = !policies.length;
+
+// ---- curves: lines is {name: [{x: [...], y: [...]}, one per run]}; a y may be null
+
+function smooth(runs) {
+  const x = unique(runs.flatMap(run => run.x)).sort((a, b) => a - b);
+  const rows = runs.map(run => new Map(run.x.map((at, i) => [at, run.y[i]])));
+  const y = x.map(at => mean(known(rows.map(row => row.get(at)))));
+  return {x, y: y.map((now, i) => now == null ? null : mean(known(y.slice(Math.max(0, i - 4), i + 1))))};
+}
+function chart(title, hint, lines) {
+  const colour = i => `hsl(${(215 + i * 137.5) % 360} 58% ${48 + i % 2 * 8}%)`;
+  const drawn = Object.entries(lines).map(([name, runs]) => ({name, runs: runs.filter(run => known(run.y).length)}))
+    .filter(line => line.runs.length).map((line, i) => ({...line, ...smooth(line.runs), colour: colour(i)}));
+  if (!drawn.length) return;
+  const runs = drawn.flatMap(line => line.runs), W = 320, H = 170, left = 34, low = H - 18;
+  const xs = unique(runs.flatMap(run => run.x)), x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1);
+  const ys = known(runs.flatMap(run => run.y)), y0 = Math.min(0, ...ys);
+  const span = (Math.max(...ys) - y0 || 1) * 1.05, unit = 10 ** Math.floor(Math.log10(span / 3));
+  const gap = unit * [1, 2, 5, 10].find(n => span / (unit * n) <= 4.2);
+  const X = x => left + (x - x0) / (x1 - x0) * (W - left - 6), Y = y => low - (y - y0) / span * (low - 8);
+  const last = drawn.map(line => `${line.name} ${num(known(line.y).at(-1))}`).join(", ");
+  const art = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}, at the end: ${last}`});
+  for (let y = Math.ceil(y0 / gap) * gap; y <= y0 + span; y += gap)
+    art.append(svg("line", {x1: left, x2: W - 6, y1: Y(y), y2: Y(y), stroke: "var(--line)"}),
+      svg("text", {x: left - 5, y: Y(y) + 3, "text-anchor": "end"}, +y.toPrecision(3)));
+  art.append(svg("text", {x: left, y: H - 4}, x0),
+    svg("text", {x: W - 6, y: H - 4, "text-anchor": "end"}, "step " + x1));
+  const draw = (run, style) => art.append(svg("polyline", {...style, fill: "none", points: run.x.map((x, i) =>
+    run.y[i] == null ? "" : `${X(x).toFixed(1)},${Y(run.y[i]).toFixed(1)}`).join(" ")}));
+  for (const line of drawn) {
+    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.3});
+    draw(line, {stroke: line.colour, "stroke-width": 2});
+  }
+  const hair = svg("line", {y1: 8, y2: low, stroke: "var(--dim)", visibility: "hidden"});
+  const key = el("div", {className: "key"});
+  art.append(hair);
+  const read = x => key.replaceChildren(...x == null ? [] : [el("b", {}, "step " + x)], ...drawn.map(line => {
+    const y = line.y[line.x.indexOf(x)];
+    return el("span", {}, el("i", {style: `background:${line.colour}`}), line.name + (y == null ? "" : " " + num(y)));
+  }));
+  art.onpointermove = event => {
+    const box = art.getBoundingClientRect(), at = (event.clientX - box.left) / box.width * W;
+    const x = xs.reduce((best, x) => Math.abs(X(x) - at) < Math.abs(X(best) - at) ? x : best);
+    for (const end of ["x1", "x2"]) hair.setAttribute(end, X(x));
+    hair.setAttribute("visibility", "visible");
+    read(x);
+  };
+  art.onpointerleave = () => { hair.setAttribute("visibility", "hidden"); read(); };
+  read();
+  $("charts").append(el("figure", {}, el("h3", {}, title), el("div", {className: "dim small"}, hint), art, key));
+}
+const curve = (run, phase, key) => ({x: run.curves[phase].step || [], y: run.curves[phase][key] || []});
+// a study's runs, CELL-s0, CELL-s1, ..., are one line
+function cells(phase, key) {
+  const lines = {};
+  for (const run of D.runs) (lines[run.name.replace(/-s\d+$/, "")] ??= []).push(curve(run, phase, key));
+  return lines;
+}
+for (const [phase, hint] of [["rl", "what training conversations earned"], ["val", "on validation tasks"]]) {
+  const keys = {"all gyms": "return", ...Object.fromEntries(D.gyms.map(gym => [gym, gym]))}, lines = {};
+  for (const name in keys)
+    if (one) lines[name] = [curve(D.runs[0], phase, keys[name])];
+    else chart("Return, " + name, hint, cells(phase, keys[name]));
+  chart("Return", hint, lines);
+}
+chart("Dead groups", "share of groups that teach nothing: all earned the same", cells("rl", "dead"));
+chart("Turns", "length of a conversation", cells("rl", "turns"));
+chart("Entropy", "how undecided the agent is about its next word", cells("rl", "entropy"));
+chart("Distance from the start", "KL to the policy that RL started from", cells("rl", "kl_ref"));
+chart("Cold start: loss", "imitating the demonstrator", cells("sft", "loss"));
+$("curves").hidden = !$("charts").children.length;
+
+// ---- schemes: S is the chosen one; D.groups has, per group, the numbers as trained and as in the paper
+
+const PAPER = Object.values(D.groups)[0]?.[1], like = c => `γ ${c.gamma}, ${c.normalize}`;
+const PARTS = {
+  turn: ["credit w of a turn", {naive: "its own reward", equalized: "the same for every turn",
+    r2g: "its reward and all later ones", em: "its own reward, squeezed: ½ for nothing, 1 for 1"}],
+  trajectory: ["score R of a conversation", {sum: "all rewards added", mean: "all rewards, averaged",
+    r2g: "all rewards added, discounted"}],
+  combine: ["advantage A", {scale: "z, dealt out by credit (UserRL's code)",
+    paper: "credit against the mean score (as printed)", shift: "z, moved by the turn's credit",
+    loo: "what was still to come, against the other rollouts"}],
+  set: ["numbers", PAPER && D.runs.some(run => like(run.settings) !== like(PAPER)) ?
+    {0: one ? `this run (${like(first)})` : "as trained", 1: `UserRL (${like(PAPER)})`} : {}]};
+const S = {turn: first.turn, trajectory: first.trajectory, combine: first.combine, set: 0}, at = {talk: -1, turn: -1};
+function drawSchemes() {
+  $("schemes").replaceChildren(...Object.entries(PARTS).map(([part, [title, options]]) => {
+    const idle = S.combine === "loo" && (part === "turn" || part === "trajectory");
+    const pick = value => el("label", {}, el("input", {type: "radio", name: part, value,
+      checked: String(S[part]) === value, onchange: () => choose({[part]: part === "set" ? +value : value})}),
+    part === "set" ? options[value] : value);
+    return !Object.keys(options).length ? "" : el("fieldset", {disabled: idle}, el("legend", {}, title),
+      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small wide"},
+        idle ? "loo does not read it" : options[S[part]]));
+  }));
+}
+const workings = talk => D.groups[talk.group]?.[S.set];
+const advantages = (talk, s = S) => workings(talk)?.advantages[trained(s)][talk.place];
+const largest = (talk, s = S) => Math.max(1e-9, ...workings(talk).advantages[trained(s)].flat().map(Math.abs));
+const tint = (a, top) => !a ? "" : `background: color-mix(in srgb, var(--${a > 0 ? "more" : "less"}) ${
+  Math.round(10 + 55 * Math.min(1, Math.abs(a) / top))}%, var(--card))`;
+$("more").style = tint(1, 2);
+$("less").style = tint(-1, 2);
+
+// ---- why a turn was paid: the scheme's formula, filled in with the numbers that Python computed
+
+function explain(talk, t) {
+  const c = workings(talk), i = talk.place, T = sub(t + 1), r = talk.rewards, A = signed(advantages(talk)[t]);
+  const g = c.gamma === 1 ? "" : "γ ", count = c.R.sum.length, centred = c.normalize === "center", lines = [];
+  const add = (maths, words) => lines.push(el("li", {}, el("div", {className: "maths"}, maths), el("div", {}, words)));
+  const over = unit => centred ? "" : ` / ${num(unit)}`;
+  const size = {std: "standard deviation", mean: "mean size"}[c.normalize];
+  const divided = what => centred ? "." : `; the unit is the ${size} of ${what}.`;
+  const factor = j => g && j ? `${c.gamma}${j > 1 ? power(j) : ""} · ` : "";
+  const sum = from => r.slice(from).map((x, j) => x && factor(j) + num(x)).filter(Boolean).join(" + ") || "0";
+  const is = (text, x) => text === num(x) ? text : `${text} = ${num(x)}`;
+  const toGo = `r${T} + ${g}r${sub(t + 2)} + … = ${is(sum(t), c.w.r2g[i][t])}`;
+  if (S.combine === "loo") {
+    const G = c.w.r2g, theirs = G.filter((_, j) => j !== i).map(row => num(row[t] ?? 0)).join(", ");
+    add(`G${T} = ${toGo}`, "What this conversation earned from this turn on.");
+    add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
+      `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
+    add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
+      "More than the others is above 0, less is below" + divided("the group's G₁"));
+    return lines;
+  }
+  const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
+  add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
+    em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
+  `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
+  if (S.combine === "paper") {
+    add(`mean R = (${c.R[key].map(num).join(", ")}) / ${count} = ${m}`,
+      `The scores of the group's ${count} rollouts: ${PARTS.trajectory[1][key]}.`);
+    add(`A${T} = (w${T} − mean R)${centred ? "" : " / unit"} = (${num(w)} − ${m})${over(c.paper_unit[key])} = ${A}`,
+      "The credit of one turn, against the mean score of whole conversations" + divided("the scores"));
+    return lines;
+  }
+  const plain = r.filter(Boolean).map(num).join(" + ") || "0";
+  add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
+    r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
+  `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
+  add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
+    `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
+    + divided("the group's scores"));
+  if (S.combine === "scale") {
+    const used = c.used[S.turn][i], all = c.sum[S.turn][i];
+    add(all ? `A${T} = z · w${T} / mean w = ${num(z)} · ${num(w)} / (${num(all)} / ${used}) = ${A}` : `A${T} = 0`,
+      !all ? "No turn of this conversation has credit: there is nothing to deal z out by."
+      : !w ? "A turn without credit gets no share of z, however the conversation went."
+      : `z is dealt out by credit; ${num(all)} / ${used} is the mean credit of a word in the turns that have any.`
+        + (z < 0 && S.turn !== "equalized" ? " As z is below 0, more credit means more blame." : ""));
+  } else {
+    const own = num(c.m[S.turn][i]), range = c.range[S.turn];
+    if (range) add(`A${T} = z + (w${T} − own mean w)${centred ? "" : " / range"} = ${num(z)} + (${num(w)} − ${own})${
+      over(range)} = ${A}`, "More credit than this conversation's mean lifts a turn above z, less lowers it below"
+      + (centred ? "." : "; the range is the group's largest credit minus its smallest."));
+    else add(`A${T} = z = ${A}`, "All credits in the group are equal: nothing moves z.");
+  }
+  return lines;
+}
+function inShort(talk, t) {
+  const now = talk.rewards[t], later = total(talk.rewards.slice(t + 1)), n = num(now), l = num(later);
+  const did = `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: `;
+  if (now && later) return did + "naive credits it with the first, r2g and loo with both.";
+  if (now) return did + "naive, r2g and loo credit it with the same.";
+  if (later) return did + "naive gives it no credit, r2g and loo count what came.";
+  return did + "naive, r2g and loo give it no credit; equalized and em do.";
+}
+function drawWhy(talk, t) {
+  const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
+  const cell = (change, rows) => {
+    const s = {...S, ...change}, a = advantages(talk, s)[t];
+    return el("td", {rowSpan: rows}, el("button", {style: tint(a, largest(talk, s)), title: trained(s),
+      ariaPressed: trained(s) === trained(S), onclick: () => choose(change)}, signed(a)));
+  };
+  const head = (name, formula) => el("th", {scope: "col"}, el("b", {}, name), el("div", {className: "maths"}, formula));
+  const rows = Object.keys(PARTS.turn[1]).map((turn, row) => el("tr", {},
+    el("th", {scope: "row"}, el("b", {}, turn), " " + num(c.w[turn][talk.place][t])),
+    ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
+  const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
+    head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
+  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing changes.";
+  const box = el("section", {id: "why", ariaLabel: "why this advantage"},
+    el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
+    el("p", {}, inShort(talk, t)));
+  if (dead) {
+    box.append("All rollouts of this group earned the same: there is nothing to compare, and every scheme pays 0.");
+    return box;
+  }
+  const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
+  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme. "
+    + `By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. Click one for its arithmetic.`),
+  el("div", {className: "scroll"}, grid));
+  return box;
+}
+
+// ---- the browser of conversations
+
+const list = $("list"), end = el("div", {style: "height:1px"}), byId = new Map(D.talks.map((talk, i) => [talk.id, i]));
+const mates = {}, chosen = {};
+D.talks.forEach((talk, i) => (mates[talk.group] ??= []).push(i));
+const earned = talk => total(talk.rewards), status = talk => D.endings[talk.status] || talk.status;
+const stage = talk => talk.step == null ? talk.policy : "step " + talk.step;
+let shown = [], drawn = 0;
+function strip(talk) {
+  const a = advantages(talk), top = a && largest(talk);
+  return el("span", {className: "strip"}, ...talk.rewards.map((r, t) => el("i", {style: a ? tint(a[t], top) : "",
+    title: `turn ${t + 1}: reward ${num(r)}` + (a ? `, advantage ${signed(a[t])}` : "")})));
+}
+// the address says which conversation, turn and scheme: "#run/step/group/rollout~turn~naive sum scale~0"
+const link = (i, turn = -1) => "#" + encodeURIComponent([D.talks[i].id, turn, trained(S), S.set].join("~"));
+function row(i) {
+  const talk = D.talks[i], a = el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
+    el("span", {className: "dim"}, `${stage(talk)}, ${status(talk)}${one ? "" : ", " + talk.run}`)),
+  el("span", {}, num(earned(talk))), strip(talk));
+  if (i === at.talk) a.setAttribute("aria-current", "true");
+  return a;
+}
+// rows are drawn when they are about to be seen
+function fill(upTo) {
+  for (; drawn < Math.min(upTo, shown.length); drawn++) end.before(row(shown[drawn]));
+}
+function drawList() {
+  const top = list.scrollTop;
+  drawn = 0;
+  list.replaceChildren(end);
+  fill(Math.max(60, shown.indexOf(at.talk) + 30));
+  list.scrollTop = top;
+}
+new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
+  .observe(end);
+
+const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
+for (const key in FILTERS) {
+  const values = unique(D.talks.map(FILTERS[key]));
+  chosen[key] = el("select", {ariaLabel: key, onchange: filter, hidden: values.length < 2},
+    el("option", {value: ""}, "any " + key), ...values.map(value => el("option", {value}, value)));
+}
+for (const key of ["least", "most"])
+  chosen[key] = el("input", {type: "number", step: "0.1", ariaLabel: key + " return", oninput: filter});
+const {least, most, ...picks} = chosen;
+$("filters").append(...Object.values(picks), el("span", {className: "dim small"}, "return from"), least,
+  el("span", {className: "dim small"}, "to"), most);
+function filter() {
+  const all = D.talks.length, lost = D.logged - D.talks.filter(talk => talk.step != null).length;
+  const passes = talk => Object.keys(picks).every(key => !picks[key].value || picks[key].value === FILTERS[key](talk))
+    && !(earned(talk) < parseFloat(least.value) - 1e-9) && !(earned(talk) > parseFloat(most.value) + 1e-9);
+  shown = D.talks.map((_, i) => i).filter(i => passes(D.talks[i]));
+  $("count").textContent = `${shown.length} of ${all} conversations` + (lost > 0 ? ` (${lost} more were logged)` : "")
+    + ". A square is a turn, shaded by its advantage; the number is the return. Keys: j and k change the conversation, "
+    + "← and → the turn.";
+  drawList();
+}
+
+function drawTalk() {
+  const talk = D.talks[at.talk], a = advantages(talk), top = a && largest(talk), parts = [];
+  parts.push(el("h3", {}, `${talk.gym}, ${stage(talk)}: return ${num(earned(talk))}, ended: ${status(talk)} `,
+    el("a", {href: link(at.talk, at.turn)}, "link")));
+  if (a) {
+    const rollouts = mates[talk.group].map((i, n) => [
+      el("a", {href: link(i)}, `rollout ${n + 1}${i === at.talk ? " ◂" : ""}`),
+      el("span", {}, "return " + num(earned(D.talks[i]))), strip(D.talks[i])]);
+    parts.push(el("details", {open: true}, el("summary", {className: "small"}, `Rollout ${talk.place + 1} of ${
+      rollouts.length} of its group. Full colour: an advantage of ${num(top)}.`),
+    el("div", {className: "group"}, ...rollouts.flat())));
+  } else
+    parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
+      : "The log lacks the rest of its group, so that there are no advantages to show."));
+  let t = -1;
+  for (const [role, text] of talk.said) {
+    if (role === "system") {
+      parts.push(el("details", {className: "small"}, el("summary", {}, "What the agent was told first"),
+        el("div", {className: "said"}, text)));
+    } else if (role !== "agent") {
+      const thought = talk.thoughts[t];
+      parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
+        el("div", {className: "said"}, text), thought ? 
+        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+    } else
+      parts.push(...agentTurn(talk, ++t, text, a, top));
+  }
+  $("talk").replaceChildren(...parts);
+}
+function agentTurn(talk, t, text, a, top) {
+  const paid = a && t < a.length, here = paid && at.turn === t;
+  const go = () => location.replace(link(at.talk, here ? -1 : t));
+  const fact = (name, value) => el("span", {}, name + " ", el("b", {}, value));
+  const who = el("div", {className: "who"}, "agent, turn " + (t + 1), fact("reward", num(talk.rewards[t])));
+  if (paid) {
+    const w = workings(talk).w[S.combine === "loo" ? "r2g" : S.turn][talk.place][t];
+    who.append(fact("credit", num(w)), fact("advantage", signed(a[t])), talk.tokens[t] + " tokens",
+      el("button", {onclick: go, ariaExpanded: here}, here ? "close" : "why?"));
+  }
+  const said = el("div", {className: "said", style: paid ? tint(a[t], top) : "",
+    onclick: paid ? () => getSelection().isCollapsed && go() : null}, text);
+  return [el("div", {className: "say agent" + (here ? " on" : "")}, who, said), ...here ? [drawWhy(talk, t)] : []];
+}
+function choose(change) {
+  Object.assign(S, change);
+  history.replaceState(null, "", link(at.talk, at.turn));
+  drawSchemes();
+  drawList();
+  drawTalk();
+}
+function follow() {
+  const parts = decodeURIComponent(location.hash.slice(1)).split("~"), [turn, scheme, set] = parts.splice(-3);
+  const i = byId.get(parts.join("~")), before = trained(S) + S.set;
+  if (i == null) return;
+  const [credit, trajectory, combine] = scheme.split(" ");
+  if (credit === "loo") S.combine = credit;
+  else if (Object.hasOwn(workings(D.talks[i])?.advantages || {}, scheme))
+    Object.assign(S, {turn: credit, trajectory, combine});
+  if (Object.hasOwn(PARTS.set[1], set)) S.set = +set;
+  const moved = i !== at.talk;
+  Object.assign(at, {talk: i, turn: +turn});
+  drawSchemes();
+  drawTalk();
+  if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const now = list.children[shown.indexOf(i)], box = list.getBoundingClientRect(), mine = now?.getBoundingClientRect();
+  now?.setAttribute("aria-current", "true");
+  if (now && (mine.top < box.top || mine.bottom > box.bottom)) list.scrollTop += mine.top - box.top - box.height / 3;
+  if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+}
+onhashchange = follow;
+onkeydown = event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+  const step = {j: 1, k: -1}[event.key], turn = {ArrowRight: 1, ArrowLeft: -1}[event.key], talk = D.talks[at.talk];
+  const next = shown[Math.max(0, shown.indexOf(at.talk) + step)];
+  if (step && next != null) location.replace(link(next));
+  if (!turn || !talk || !advantages(talk)) return;
+  event.preventDefault();
+  location.replace(link(at.talk, Math.max(0, Math.min(talk.rewards.length - 1, at.turn + turn))));
+  follow();
+  document.querySelector(".agent.on")?.scrollIntoView();
+};
+
+// begin where most is paid, or where the address says
+const paid = D.talks.map(talk => total((advantages(talk) || []).map(Math.abs)));
+at.talk = paid.indexOf(Math.max(...paid));
+$("conversations").hidden = !D.talks.length;
+if (D.talks.length) {
+  filter();
+  drawSchemes();
+  drawTalk();
+  follow();
+  if (location.hash.includes("~")) $("conversations").scrollIntoView();
+}
+</script>
+</html>
+"""
 
 
 if __name__ == "__main__":
