@@ -876,7 +876,8 @@ def _told_as(value) -> str:
     """Something hidden, as a prompt tells it."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_told_as(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _cut(" ".join(text.split()), 2000)
 
 
 def shape(form: dict) -> str:
@@ -1072,6 +1073,7 @@ class Env:
     tools: list[dict] | None = None
     max_turns = 16
     max_answers = 0
+    message = ""                   # the agent's last action, as it came
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 
@@ -1140,7 +1142,7 @@ class Env:
         drawn = draw_persona(self.rng, f"{self.seed}/{self.name}")      # always: the same episode under any persona
         self.persona = (options or {}).get("persona") or self.style or drawn
         self.solved = self.done = self.fed_up = False
-        self.ended = ""
+        self.ended = self.message = ""
         self.turns = self.unpaid = 0                                    # unpaid: turns in a row that earned nothing
         self.answers_left = self.max_answers if self.max_answers and not self.classic else math.inf
         self.bears(2 if self.persona == "impatient" else 3)
@@ -3485,9 +3487,12 @@ def _tau_check(name: str, value) -> None:
 
 
 @lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
-    """tau-bench's own database; nothing ever writes to it (see TauShop)."""
+    """tau-bench's own database, in the folder or below it; nothing ever writes to it (see TauShop)."""
     tables = {}
+    if not Path(folder, "orders.json").exists():
+        folder = min((str(path.parent) for path in Path(folder).rglob("orders.json")), default=folder)
     for table in ("users", "orders", "products"):
         try:
             tables[table] = read_json(Path(folder, f"{table}.json"))
@@ -5707,6 +5712,39 @@ def make(gym: str, index: int = 0, split: str = "train", task: dict | None = Non
     return cls(task, user, **options)
 
 
+class Stream:
+    """Tasks of a gym, one after the other, where `reset(seed=…)` picks the task: what Gymnasium, NeMo Gym, verifiers
+    and TRL expect of an environment.  (Of an Env the seed picks only the user's mood.)
+
+    seed: the index of a task of the split, from 0; without one the next task.  The same seed gives the same
+    conversation.  tasks: given ones (see `load_tasks`), which come round again after the last; else the gym's own.
+    user, options: as of `make`.  The conversation itself is `env`, with `env.history`, `env.solved`, `env.turns`.
+    """
+
+    def __init__(self, gym: str, split: str = "train", user=None, tasks: list[dict] | None = None, **options):
+        self.place = gym, split, user, options
+        self.tasks, self.index = tasks, -1
+        self.env = self._make(0)                             # a wrong option is said at once
+        self.system_prompt, self.choices = self.env.system_prompt, self.env.choices
+
+    def _make(self, index: int) -> Env:
+        gym, split, user, options = self.place
+        task = self.tasks[index % len(self.tasks)] if self.tasks else None
+        return make(gym, index, split, task, user, **options)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        """First user message and info of the task; ValueError for a negative seed."""
+        self.index = self.index + 1 if seed is None else int(seed)
+        if self.index < 0:
+            raise ValueError(f"a seed is the index of a task, from 0, not {seed}")
+        self.env = self._make(self.index)
+        return self.env.reset(options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """`Env.step`: (feedback, reward, terminated, truncated, info)."""
+        return self.env.step(action)
+
+
 def knowledge(gym: str, rng: random.Random) -> str:
     """A line of plain text that teaches to read a gym's language: the stand-in for pre-training.
 
@@ -5748,6 +5786,97 @@ def load_tasks(gym: str, path: str) -> list[dict]:
             raise ValueError(note)
         warnings.warn(note, stacklevel=2)
     return list(tasks.values())
+
+
+# gym -> (file of the training tasks, of the test tasks, how many the projects train on, how many they test).  Where
+# both are one file it is shuffled, and the test comes after the training tasks.
+ORIGINALS = {
+    "turtle": ("all_stories_refined.json", "all_stories_refined.json", 423, 48),
+    "function": ("functions.json", "functions.json", 460, 78),
+    "tau": ("tau_train.json", "tau_test.json", 500, 165),
+    "persuade": ("all_statements_refined.json", "all_statements_refined.json", 378, 42),
+    "intention": ("all_intentions_train.json", "all_intentions_test.json", 380, 40),
+    "telepathy": ("all_entities_refined.json", "all_entities_refined.json", 360, 41),
+    "search": ("", "questions.json", 0, 125),
+}
+# What the files' tasks are about, where rules know too little to judge or to answer: those need a language model.
+BEYOND_RULES = {
+    "travel": "wishes in words of their own", "turtle": "real stories", "tau": "customers with a story",
+    "persuade": "claims that people made", "telepathy": "famous people and things"}
+
+
+@lru_cache(maxsize=32)
+def published_tasks(gym: str, folder: str, split: str) -> list[dict]:
+    """The training or the test tasks of a gym as UserRL published them, in its order, from its files in a folder.
+
+    The files may lie at any depth, so that the folder of a clone will do.  The draw is UserRL's own, numpy's shuffle
+    with seed 42; of function's 460 training tasks it trained on 200, of each travelgym_data_*.json on 35 % (the files
+    take turns here).  ValueError in one line names the file that is missing, or what it lacks.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"UserRL's files have a train and a test split, and no {split!r}")
+    if gym == "travel":
+        return _published_trips(folder, split)
+    if gym_class(gym).name not in ORIGINALS:
+        raise ValueError(f"{gym} has no files of tasks among those of UserRL")
+    train, test, trained, tested = ORIGINALS[gym]
+    name = train if split == "train" else test
+    if not name:
+        raise ValueError(f"UserRL has no training tasks of {gym}")
+    tasks = load_tasks(gym, str(_found(folder, name)[0]))
+    if gym in ("tau", "search"):
+        return tasks
+    rng = _numpy_42()
+    if train != test and split == "test":                # drawn after the training tasks, by the same generator
+        _numpy_shuffle(rng, load_tasks(gym, str(_found(folder, train)[0])))
+    _numpy_shuffle(rng, tasks)
+    first = trained if train == test and split == "test" else 0
+    chosen = tasks[first:first + (trained if split == "train" else tested)]
+    if not chosen:
+        raise ValueError(f"{folder}: {name} has only {len(tasks)} of UserRL's tasks, none of them for testing")
+    return chosen
+
+
+def _published_trips(folder: str, split: str) -> list[dict]:
+    """The travel tasks of all tiers in turn; of each file the first 85 % are for training."""
+    drawn = []
+    for path in _found(folder, "travelgym_data_*.json"):
+        tasks = load_tasks("travel", str(path))
+        _numpy_shuffle(_numpy_42(), tasks)
+        cut = int(len(tasks) * 0.85)
+        drawn.append(tasks[:cut] if split == "train" else tasks[cut:])
+    turns = itertools.chain(*itertools.zip_longest(*drawn))
+    return [task for task in turns if task]
+
+
+def _found(folder: str, pattern: str) -> list[Path]:
+    """The files of that name in a folder, at any depth, those highest up; ValueError if there are none."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such directory")
+    paths = sorted(Path(folder).rglob(pattern), key=str)
+    if not paths:
+        raise ValueError(f"{folder}: there is no {pattern}")
+    top = min(len(path.parts) for path in paths)
+    return [path for path in paths if len(path.parts) == top]
+
+
+def _numpy_42() -> random.Random:
+    """The generator that numpy.random.seed(42) makes: the Mersenne Twister, seeded as in 2002 by one number."""
+    state = [42]
+    for i in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
+    rng = random.Random()
+    rng.setstate((3, (*state, 624), None))
+    return rng
+
+
+def _numpy_shuffle(rng: random.Random, items: list) -> None:
+    """numpy.random.shuffle of a list, in place."""
+    for i in range(len(items) - 1, 0, -1):
+        j = i + 1
+        while j > i:
+            j = rng.getrandbits(32) % 2**i.bit_length()
+        items[i], items[j] = items[j], items[i]
 
 
 def read_json(path: str):

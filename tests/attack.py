@@ -127,7 +127,8 @@ def tasks(rng, n):
 
 
 ODD = ["", "x", "-1", "0", "1", "2", "inf", "nan", "-inf", "1e-320", "1e400", "9" * 20, "True", "None", "a,b", ":",
-       "a:", "..", "/", "~", "runs/none", "x" * 5000, "\ud800", "é", "--", "[1]", "travel.x=1", "m@http://127.0.0.1:1/v1"]
+       "a:", "..", "/", "~", "runs/none", "x" * 5000, "\ud800", "é", "--", "[1]", "travel.x=1",
+       "m@http://127.0.0.1:1/v1"]
 EVAL = ["eval", "--model=expert", "--gyms=telepathy", "--eval_tasks=1", "--workers=1"]
 
 
