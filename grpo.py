@@ -250,7 +250,9 @@ def chat_text(key, roles, tools="", prompt=False):
             if "<tool_call>" in text and schemas[0]["function"]["name"] in text:
                 return text
         messages[0]["content"] = TOOLS.format(GAPS[0], "\n".join(map(json.dumps, schemas)))
-    return tokenizer.apply_chat_template(messages, **options)
+    text = tokenizer.apply_chat_template(messages, **options)
+    # some end what is no prompt with the end of the text (Phi)
+    return text if prompt else text.removesuffix(tokenizer.eos_token or "")
 
 
 @lru_cache(maxsize=512)
@@ -292,12 +294,9 @@ def cut_chat(key):
     if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
         raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
     talk = "system", "user", "assistant", "user"
-    try:
-        opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
-        between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
-        last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
-    except Exception as error:  # jinja's, or what the template raises itself
-        raise PolicyError(f"the chat template of {name} cannot be used: {reason(error)}") from error
+    opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
+    between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
+    last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
     first = (pieces(tokenizer, between) or [None])[0]
     if not isinstance(first, int):
         raise PolicyError(f"{name} has no end-of-turn token: its chat template ends a turn with {between[:20]!r}")
@@ -341,6 +340,11 @@ def reply_ids(tokenizer):
     return filled(tokenizer, chat_of(tokenizer).prompt)[0]
 
 
+def opens_thought(tokenizer):
+    """Does the template begin the model's thought for it (R1)? Then it samples the rest of one, and closes it."""
+    return chat_of(tokenizer).prompt.rstrip().endswith("<think>")
+
+
 def fit_chat(tokenizer):
     """Make sure that a conversation's rendering begins with the rendering of each of its beginnings, token by token.
 
@@ -353,6 +357,8 @@ def fit_chat(tokenizer):
             trouble = chat_trouble(tokenizer)
         except PolicyError as error:
             trouble = str(error)
+        except Exception as error:  # jinja's, or what the template raises itself
+            trouble = f"has a chat template that cannot be used: {reason(error)}"
         if not trouble:
             return
     name = tokenizer.name_or_path or "this model"
@@ -450,7 +456,10 @@ def demo_trajectory(tokenizer, messages, tools=None):
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
         traj.extend(reply_ids(tokenizer), 0)
-        traj.extend([*encode(tokenizer, m["content"]), chat.end], 1, turn=said)
+        words = m["content"]
+        if opens_thought(tokenizer):
+            words = words.removeprefix("<think>").lstrip("\n") if "</think>" in words else "\n</think>\n\n" + words
+        traj.extend([*encode(tokenizer, words), chat.end], 1, turn=said)
         said += 1
         if i < len(messages):
             traj.extend(list(encode(tokenizer, chat.after)), 0)
@@ -831,7 +840,7 @@ class Talk:
         """Hand the turn's sampled tokens to the environment."""
         self.said = ids, logps
         text = self.engine.tokenizer.decode(ids[:-1] if ids[-1] == self.engine.stop else ids)
-        if chat_of(self.engine.tokenizer).prompt.rstrip().endswith("<think>"):  # the template opens the thought
+        if opens_thought(self.engine.tokenizer):
             text = "<think>\n" + text
         self.traj.messages.append({"role": "assistant", "content": text})
         self.steps = self.env.turn(text)
