@@ -153,7 +153,7 @@ def test_files_are_evaluated_and_their_order_is_kept(here, capsys):
     ("train --model=tiny --gyms=function", "no words for a tiny model"),
     ("train --model=x --gyms=function --eval_every=2", "function has no validation tasks")])
 def test_what_cannot_be_done_with_files_is_one_clear_line(here, capsys, monkeypatch, argv, says):
-    monkeypatch.setattr(userrl, "load_user", id)
+    monkeypatch.setattr(userrl, "check_user", lambda s, name: None)
     write(here / "files", "functions.json", rules(465))
     write(here / "files", "all_intentions_train.json", parties(3, "train"))
     assert userrl.main([*argv.split(), "--data=files", "--workers=1"]) == 2
