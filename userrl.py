@@ -2377,7 +2377,10 @@ def curves_picture(panels: dict[str, dict[str, list]]):
             axis.set_title(title, loc="left")
             axis.set_xlabel("RL step")
             axis.grid(axis="y")
-            axis.legend()
+            if len(found) > 1:
+                axis.legend()
+            else:
+                axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         for axis in axes[len(found):]:
             axis.set_visible(False)
         note = "; band: lowest and highest seed" if several else ""
@@ -2486,7 +2489,7 @@ def bars_picture(columns: dict[str, dict]):
             axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
                      error_kw={"linewidth": 1, "ecolor": "#444444"})
         axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
-        axis.set_ylabel("return on held-out tasks, ± 95 % over tasks")
+        axis.set_ylabel("return on held-out tasks")
         axis.tick_params(axis="x", length=0)
         axis.grid(axis="y")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
