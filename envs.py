@@ -64,16 +64,22 @@ class Action:
     text: str              # the content; for "error", the polite hint the policy will read
 
 
-def parse_action(text: str, choices: tuple[str, ...]) -> Action:
+def parse_action(text: str, choices: tuple[str, ...], form: str = "brackets") -> Action:
     """Read one agent turn.  Total: any string gives an action or a format hint, never an exception.
 
     Accepts `[choice] content` (any case) and UserRL's tool call, the JSON
     {"name": "interact_with_env", "arguments": {"choice": …, "content": …}}, bare or in Hermes' <tool_call> tags, where
     `arguments` may be JSON in a string, some words may stand before the tag, and of several calls the first counts.
-    What comes before </think> is thought: it is not read, and does not count towards the longest action.
+    What comes before </think> is thought: it is not read, and does not count towards the longest action.  In a
+    thought that is not closed nothing is an action.  form: which of FORMS the hint asks for; both are read.
     """
-    hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in (*choices, "finish")) + "."
+    every = (*choices, "finish")
+    hint = "Please write one line that starts with " + " or ".join(f"[{c}]" for c in every) + "."
+    if form == "tool":
+        hint = f"Please call {TOOL} with a choice ({' or '.join(every)}) and a content."
     text = well_formed(text.rpartition("</think>")[2]).strip()
+    if text.startswith("<think>"):
+        return Action("error", f"Close your thought with </think> before you act. {hint}")
     if len(text) > MAX_ACTION:
         return Action("error", f"That is too long (over {MAX_ACTION} characters). {hint}")
     if match := re.match(r"\[\s*(\w+)\s*\]\s*(.*)", text, flags=re.S):
@@ -98,6 +104,35 @@ def well_formed(text: str) -> str:
     All that a policy, a user, a file or a search engine says goes through it where it comes in.
     """
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+
+
+FORMS = ("brackets", "tool")            # how an agent writes its moves: "[choice] content", or a tool call
+TOOL = "interact_with_env"              # UserRL's one tool
+
+# What every gym's tool_prompt goes on with.
+TOOL_FORM = """
+Each turn is one call of {tool}: `choice` is the kind of move, `content` its text, nothing else. You may think before
+the call; of several calls in a turn only the first is made. The choice finish ends the conversation for good. You have
+{turns} turns{answers}."""
+
+
+def tool_schema(choices: tuple[str, ...]) -> dict:
+    """UserRL's tool for a gym's choices, as chat templates and OpenAI-compatible servers take it."""
+    properties = {
+        "choice": {"type": "string", "enum": [*choices, "finish"], "description": "The kind of move."},
+        "content": {"type": "string", "description": "What the move says, as the system prompt describes it."}}
+    return {"type": "function", "function": {
+        "name": TOOL, "description": "Make one move in the conversation; what comes back is the reply to it.",
+        "parameters": {"type": "object", "properties": properties, "required": list(properties)}}}
+
+
+def tool_call(action: str, choices: tuple[str, ...]) -> str:
+    """An action in brackets as a tool call; what is no action stays as it is."""
+    act = parse_action(action, choices)
+    if act.kind == "error":
+        return action
+    call = {"name": TOOL, "arguments": {"choice": act.kind, "content": act.text}}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def _read_call(text: str) -> tuple[str, str]:
@@ -152,6 +187,12 @@ def pick(rng: random.Random, phrasings: str, *gaps, **named) -> str:
     """One of the phrasings (separated by "|"), its gaps filled if any are given."""
     text = rng.choice(phrasings.split("|"))
     return text.format(*gaps, **named) if gaps or named else text
+
+
+def prose(text: str) -> str:
+    """A text broken to fit a page, put together again: lines are joined but for empty ones and those that begin "-"."""
+    text = "\n".join(line.strip() for line in text.strip().splitlines())
+    return re.sub(r"(?<!\n)\n(?![\n-])", " ", text)
 
 
 def capital(text: str) -> str:
@@ -835,7 +876,8 @@ def _told_as(value) -> str:
     """Something hidden, as a prompt tells it."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_told_as(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _cut(" ".join(text.split()), 2000)
 
 
 def shape(form: dict) -> str:
@@ -1016,15 +1058,22 @@ class Env:
     An episode ends where a gym says so, on [finish] (reward 0), when the user's patience is gone, or after `max_turns`
     turns (truncated).  A format error costs a turn and pays 0; under classic it ends the episode.
 
-    Options of every gym, beside its own: classic (the rules as UserRL released them), max_turns, max_answers (that
+    form: how the agent writes, one of FORMS.  In "tool" the system prompt is `tool_prompt`, which explains more,
+    `tools` holds the schema to show, and feedback belongs in the role "tool"; what is read, and its worth, is the
+    same.
+
+    Options of every gym, beside its own: form, classic (the rules as UserRL released), max_turns, max_answers (that
     the user hears; 0: any number), persona (else one is drawn per episode), and patience: after so many turns in a row
     that earn nothing the user leaves (0: never, but for a gym's own rules).
     """
     name = ""
     choices: tuple[str, ...] = ()
     system_prompt = ""
+    tool_prompt = ""               # the same for form "tool": the situation, the moves, advice
+    tools: list[dict] | None = None
     max_turns = 16
     max_answers = 0
+    message = ""                   # the agent's last action, as it came
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 
@@ -1071,12 +1120,19 @@ class Env:
         self.task, self.user = task, user or ScriptedUser()
         for name, value in own.items():                          # self.classic, self.max_turns, ...
             setattr(self, name, value)
+        if self.form not in FORMS:
+            raise ValueError(f"{self.name}: form is one of {', '.join(FORMS)}, not {self.form!r}")
+        if self.form == "tool":
+            limit = f" and {self.max_answers} answers" if self.max_answers and not self.classic else ""
+            rules = prose(TOOL_FORM).format(tool=TOOL, turns=self.max_turns, answers=limit)
+            self.system_prompt = f"{self.tool_prompt or self.system_prompt}\n\n{rules}"
+            self.tools = [tool_schema(self.choices)]
 
     @classmethod
     def all_options(cls) -> dict:
         """Every option of an episode and its default."""
         common = {"classic": False, "max_turns": cls.max_turns, "max_answers": cls.max_answers, "persona": "",
-                  "patience": 0}
+                  "patience": 0, "form": "brackets"}
         return {**common, **cls.options}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
@@ -1226,7 +1282,7 @@ class Env:
         return self.answers_left <= 0
 
     def read(self, action: str) -> Action:
-        return parse_action(action, self.choices)
+        return parse_action(action, self.choices, self.form)
 
     def moves(self) -> list[tuple[Action, str]]:
         """The transcript, for experts: each of the agent's moves with the reply to it."""
@@ -1247,7 +1303,8 @@ def expert(env: Env, slip: float = 0.1) -> str:
     always gets the same demonstration.
     """
     rng = random.Random(f"{env.task['id']}/{env.seed}/{len(env.history)}")
-    return env.expert(rng, slip)
+    action = env.expert(rng, slip)
+    return tool_call(action, env.choices) if env.form == "tool" else action
 
 
 def episode(env: Env, policy=expert, seed: int | None = None):
@@ -1376,6 +1433,23 @@ class TravelGym(Env):
     """
     name = "travel"
     choices = ("search", "action", "answer")
+    tool_prompt = prose("""
+        You are a travel agent. The user plans a trip and needs one or several of: flight, hotel, restaurant,
+        apartment, rental car. For each they have preferences, but they never state one: asked about the right
+        matter, they let a hint fall.
+
+        The moves:
+        - search: one aspect with place and month, like "hotel in Oslo in June". The options come with id,
+          properties, price and the fees (+$) for extras. Some searches fail for no reason; try again.
+        - action: one question to the user about one concrete preference of one aspect, like "Is breakfast at the
+          hotel important to you?". A vague question, or several at once, gets nothing.
+        - answer: one option id, like "H3". There is one answer for each aspect that the user asked for.
+
+        Advice: Search an aspect first. What its options differ in is worth a question, nothing else is. Say to
+        yourself what each hint means; take only options that meet every preference, and of those the cheapest, with
+        the fees for what the user needs added. Answer an aspect when you know enough, then go on with the next.
+        Never ask the same twice.
+        """)
     system_prompt = (
         "You plan a trip. [search] ONE aspect (flight, hotel, restaurant, apartment, rental car) with place and month. "
         "[action] ask the user about ONE concrete preference of one aspect; the reply only hints at it. "
@@ -2146,6 +2220,21 @@ class TurtleGym(Env):
     covered points are read out; answers and patience have no limit; and the story comes with its title.
     """
     name, choices, max_turns, max_answers = "turtle", ("action", "answer"), 16, 2
+    tool_prompt = prose("""
+        You play a guessing game. The user tells a strange scene, and there is a hidden story that explains it. Find
+        that story.
+
+        The moves:
+        - action: one question about the story that can be answered by yes or no, like "Did she know the man?". The
+          user says Yes, No, or Maybe where it does not matter.
+        - answer: the whole story as you understand it, in a sentence or two: what happened, who did it, why and
+          where. It is scored point by point, and you hear how many points it covers.
+
+        Advice: Read what the scene leaves open (persons, place, reason, means) and settle one thing after the
+        other; begin with questions that split the possibilities. Build on each reply and do not ask what you could
+        conclude. Answer when the pieces fit together. State one story without alternatives: a wrong detail costs
+        what a right one earns.
+        """)
     system_prompt = ("Find the truth behind a strange story. Ask one yes or no question at a time, as [action] your "
                      "question. When you know all, tell it in one sentence, as [answer] the truth. False parts cost "
                      "points. You have two answers.")
@@ -2553,6 +2642,21 @@ class FunctionGym(Env):
     a plain pattern ("3e0" is 3 and 0).
     """
     name, choices, max_turns, max_answers = "function", ("search", "action", "answer"), 16, 3
+    tool_prompt = prose("""
+        A hidden rule turns four numbers a, b, c, d into one, with + - * / and squares. Find out what it makes of
+        four test numbers.
+
+        The moves:
+        - action: four numbers separated by spaces, like "2 3 7 19". You are told what the rule makes of them. The
+          test numbers themselves cannot be tried.
+        - search: the word test. You are told the test numbers; from then on there may be no more values.
+        - answer: the value of the rule for the test numbers, like "16" or "2.5".
+
+        Advice: Try numbers that tell the parts of the rule apart: large primes of different size, or change one
+        number at a time to see whether it matters and how the value grows with it. Write down the rules that fit
+        all values so far, and try the numbers on which they disagree. Search for the test when one rule is left,
+        work the value out carefully, then answer.
+        """)
     system_prompt = ("A hidden rule makes one number of four, a b c d, with + - * / and squares. [action] 2 3 7 19 "
                      "shows its value there. [search] test shows the test numbers; then no more values. [answer] "
                      "its value for the test: three tries.")
@@ -2869,6 +2973,22 @@ class TauGym(Env):
     """
     name = "tau"
     choices = ("search", "action", "answer")
+    tool_prompt = prose("""
+        You work for a shop and serve one customer, who has a wish about orders or an account. You may look things
+        up and change them with the shop's tools. What counts is what stands in the shop's records at the end, and
+        that the customer was told what they wanted to know.
+
+        The moves:
+        - search: the word tools or policy, to see what tools there are and the rules that you must keep.
+        - action: what you say to the customer, like "What is your email?".
+        - answer: a call of one of the shop's tools as JSON, like {"name": "get_order_details", "arguments":
+          {"order_id": "#W1042"}}. The result comes back.
+
+        Advice: Look at the tools or policy first. Find out who the customer is before anything else, then what they
+        want, all of it. Look up orders, items and payment methods instead of guessing their ids. Before a change,
+        tell the customer exactly what you will do and wait for a yes; then make that one call. When all is done,
+        ask whether there is anything else.
+        """)
     system_prompt = ("You serve a shop's customer. [action] ask who they are and what they want, state your plan, get "
                      'a yes. [answer] {"name": tool, "arguments": {}} calls a tool. [search] tools or policy. '
                      "When all is done, ask for anything else.")
@@ -3367,9 +3487,12 @@ def _tau_check(name: str, value) -> None:
 
 
 @lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
-    """tau-bench's own database; nothing ever writes to it (see TauShop)."""
+    """tau-bench's own database, in the folder or below it; nothing ever writes to it (see TauShop)."""
     tables = {}
+    if not Path(folder, "orders.json").exists():
+        folder = min((str(path.parent) for path in Path(folder).rglob("orders.json")), default=folder)
     for table in ("users", "orders", "products"):
         try:
             tables[table] = read_json(Path(folder, f"{table}.json"))
@@ -3912,6 +4035,19 @@ class PersuadeGym(Env):
     """
     name = "persuade"
     choices = ("action", "answer")
+    tool_prompt = prose("""
+        The user firmly holds a claim. Change their mind, step by step, until they reject it.
+
+        The moves:
+        - answer: one short argument against the claim, with a reason, like "A ban costs money, since the city must
+          pay guards."
+        - action: the same; a question to the user is allowed, too.
+
+        Advice: Each reply lets you guess what the user cares about now: costs, safety, fairness, freedom and the
+        like. Speak to just that, give a reason that is about the subject of the claim, and then listen for what
+        moves them next. An argument that was made already does not work twice. Several arguments at once, praise,
+        pressure or insults make it worse.
+        """)
     system_prompt = (
         "The user strongly agrees with a claim. Change their mind. Each reply hints at what they care about: make one "
         "short argument against the claim about just that, with a reason, as [answer] your argument. Never push or "
@@ -4427,6 +4563,18 @@ class IntentionGym(Env):
     """
     name = "intention"
     choices = ("action",)
+    tool_prompt = prose("""
+        You help a user whose request is too vague to be carried out. Find out the details that are missing, and
+        that matter.
+
+        The move:
+        - action: one question to the user, like "How many guests do you expect?".
+
+        Advice: Think of what somebody who had to do this would need to know first: the most important thing comes
+        first. Ask about one thing in each question and make it concrete. Do not ask for what the request or a reply
+        has told already. The user is not patient: questions that lead nowhere, or several at once, end the
+        conversation soon.
+        """)
     system_prompt = (
         "You help a user whose request leaves out details that matter. Ask for the missing details, one focused "
         "question at a time, as [action] your question. Do not ask for what was said already; the user's patience is "
@@ -4445,9 +4593,9 @@ class IntentionGym(Env):
         """As released, any text is a question, with whatever tag; outside classic it is read as everywhere."""
         action = action.rpartition("</think>")[2]
         act = super().read(action)
-        if not self.classic or act.kind != "error" or len(action) > MAX_ACTION:
+        if not self.classic or act.kind != "error" or len(action) > MAX_ACTION or action.lstrip().startswith("<think>"):
             return act
-        call = parse_action(action, ("answer", "search"))
+        call = parse_action(action, ("answer", "search"), self.form)
         question = call.text if call.kind != "error" else re.sub(r"^\s*\[\s*(\w+\s*)?\]", "", action).strip()
         return Action("action", question) if question else act
 
@@ -4819,6 +4967,17 @@ class TelepathyGym(Env):
     name = "telepathy"
     choices = ("action", "answer")
     max_answers = 5
+    tool_prompt = prose("""
+        The user is thinking of something, of a kind that they tell you. Find out what it is.
+
+        The moves:
+        - action: one question about the thing that can be answered by yes or no, like "Does it live in water?".
+        - answer: the name of the thing, like "penguin". Naming it in a question is not allowed.
+
+        Advice: Ask about properties that about half of the candidates have, from the general to the particular.
+        Keep in mind which candidates still fit all replies, and choose the next question so that it splits those.
+        Answer when one is clearly the likeliest; a wrong answer rules out that name alone.
+        """)
     system_prompt = (
         "The user is thinking of something. Find out what it is. Ask one yes or no question at a time, as "
         "[action] your question. When you know, name it as [answer] its name. You have five guesses.")
@@ -5153,6 +5312,20 @@ class SearchGym(Env):
     """
     name = "search"
     choices = ("search", "answer")
+    tool_prompt = prose("""
+        The user asks a question. You have a search engine, and one look-up is not enough: the question describes
+        something by its relation to something else.
+
+        The moves:
+        - search: a few words, like "Anna Berg born". The best matching short texts come back; the number of
+          searches is limited.
+        - answer: the answer alone, like "Oslo", without a sentence around it.
+
+        Advice: Search first for the part of the question that has a name in it, and read who or what it leads to.
+        Then search for that, together with a word for what is asked. Check that a text is really about the name
+        that you look for, since similar names occur. Use other words when a search shows nothing useful. Answer
+        only what a text has told you.
+        """)
     system_prompt = (
         "Answer a question that takes two look-ups. [search] a name and a word, like: Anna Berg born. It shows five "
         "short texts; five searches at most. Find the name in between, then search for that. [answer] a name alone; "
@@ -5539,6 +5712,39 @@ def make(gym: str, index: int = 0, split: str = "train", task: dict | None = Non
     return cls(task, user, **options)
 
 
+class Stream:
+    """Tasks of a gym, one after the other, where `reset(seed=…)` picks the task: what Gymnasium, NeMo Gym, verifiers
+    and TRL expect of an environment.  (Of an Env the seed picks only the user's mood.)
+
+    seed: the index of a task of the split, from 0; without one the next task.  The same seed gives the same
+    conversation.  tasks: given ones (see `load_tasks`), which come round again after the last; else the gym's own.
+    user, options: as of `make`.  The conversation itself is `env`, with `env.history`, `env.solved`, `env.turns`.
+    """
+
+    def __init__(self, gym: str, split: str = "train", user=None, tasks: list[dict] | None = None, **options):
+        self.place = gym, split, user, options
+        self.tasks, self.index = tasks, -1
+        self.env = self._make(0)                             # a wrong option is said at once
+        self.system_prompt, self.choices = self.env.system_prompt, self.env.choices
+
+    def _make(self, index: int) -> Env:
+        gym, split, user, options = self.place
+        task = self.tasks[index % len(self.tasks)] if self.tasks else None
+        return make(gym, index, split, task, user, **options)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        """First user message and info of the task; ValueError for a negative seed."""
+        self.index = self.index + 1 if seed is None else int(seed)
+        if self.index < 0:
+            raise ValueError(f"a seed is the index of a task, from 0, not {seed}")
+        self.env = self._make(self.index)
+        return self.env.reset(options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """`Env.step`: (feedback, reward, terminated, truncated, info)."""
+        return self.env.step(action)
+
+
 def knowledge(gym: str, rng: random.Random) -> str:
     """A line of plain text that teaches to read a gym's language: the stand-in for pre-training.
 
@@ -5580,6 +5786,97 @@ def load_tasks(gym: str, path: str) -> list[dict]:
             raise ValueError(note)
         warnings.warn(note, stacklevel=2)
     return list(tasks.values())
+
+
+# gym -> (file of the training tasks, of the test tasks, how many the projects train on, how many they test).  Where
+# both are one file it is shuffled, and the test comes after the training tasks.
+ORIGINALS = {
+    "turtle": ("all_stories_refined.json", "all_stories_refined.json", 423, 48),
+    "function": ("functions.json", "functions.json", 460, 78),
+    "tau": ("tau_train.json", "tau_test.json", 500, 165),
+    "persuade": ("all_statements_refined.json", "all_statements_refined.json", 378, 42),
+    "intention": ("all_intentions_train.json", "all_intentions_test.json", 380, 40),
+    "telepathy": ("all_entities_refined.json", "all_entities_refined.json", 360, 41),
+    "search": ("", "questions.json", 0, 125),
+}
+# What the files' tasks are about, where rules know too little to judge or to answer: those need a language model.
+BEYOND_RULES = {
+    "travel": "wishes in words of their own", "turtle": "real stories", "tau": "customers with a story",
+    "persuade": "claims that people made", "telepathy": "famous people and things"}
+
+
+@lru_cache(maxsize=32)
+def published_tasks(gym: str, folder: str, split: str) -> list[dict]:
+    """The training or the test tasks of a gym as UserRL published them, in its order, from its files in a folder.
+
+    The files may lie at any depth, so that the folder of a clone will do.  The draw is UserRL's own, numpy's shuffle
+    with seed 42; of function's 460 training tasks it trained on 200, of each travelgym_data_*.json on 35 % (the files
+    take turns here).  ValueError in one line names the file that is missing, or what it lacks.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"UserRL's files have a train and a test split, and no {split!r}")
+    if gym == "travel":
+        return _published_trips(folder, split)
+    if gym_class(gym).name not in ORIGINALS:
+        raise ValueError(f"{gym} has no files of tasks among those of UserRL")
+    train, test, trained, tested = ORIGINALS[gym]
+    name = train if split == "train" else test
+    if not name:
+        raise ValueError(f"UserRL has no training tasks of {gym}")
+    tasks = load_tasks(gym, str(_found(folder, name)[0]))
+    if gym in ("tau", "search"):
+        return tasks
+    rng = _numpy_42()
+    if train != test and split == "test":                # drawn after the training tasks, by the same generator
+        _numpy_shuffle(rng, load_tasks(gym, str(_found(folder, train)[0])))
+    _numpy_shuffle(rng, tasks)
+    first = trained if train == test and split == "test" else 0
+    chosen = tasks[first:first + (trained if split == "train" else tested)]
+    if not chosen:
+        raise ValueError(f"{folder}: {name} has only {len(tasks)} of UserRL's tasks, none of them for testing")
+    return chosen
+
+
+def _published_trips(folder: str, split: str) -> list[dict]:
+    """The travel tasks of all tiers in turn; of each file the first 85 % are for training."""
+    drawn = []
+    for path in _found(folder, "travelgym_data_*.json"):
+        tasks = load_tasks("travel", str(path))
+        _numpy_shuffle(_numpy_42(), tasks)
+        cut = int(len(tasks) * 0.85)
+        drawn.append(tasks[:cut] if split == "train" else tasks[cut:])
+    turns = itertools.chain(*itertools.zip_longest(*drawn))
+    return [task for task in turns if task]
+
+
+def _found(folder: str, pattern: str) -> list[Path]:
+    """The files of that name in a folder, at any depth, those highest up; ValueError if there are none."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such directory")
+    paths = sorted(Path(folder).rglob(pattern), key=str)
+    if not paths:
+        raise ValueError(f"{folder}: there is no {pattern}")
+    top = min(len(path.parts) for path in paths)
+    return [path for path in paths if len(path.parts) == top]
+
+
+def _numpy_42() -> random.Random:
+    """The generator that numpy.random.seed(42) makes: the Mersenne Twister, seeded as in 2002 by one number."""
+    state = [42]
+    for i in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
+    rng = random.Random()
+    rng.setstate((3, (*state, 624), None))
+    return rng
+
+
+def _numpy_shuffle(rng: random.Random, items: list) -> None:
+    """numpy.random.shuffle of a list, in place."""
+    for i in range(len(items) - 1, 0, -1):
+        j = i + 1
+        while j > i:
+            j = rng.getrandbits(32) % 2**i.bit_length()
+        items[i], items[j] = items[j], items[i]
 
 
 def read_json(path: str):

@@ -17,6 +17,7 @@ decoding, LoRA, sliding-window and linear-attention models (refused, not mishand
 gradients, and for bf16 checkpoints float32 master weights, because a step of 1e-6 rounds to nothing in bf16.
 
     python grpo.py             self-checks, then a benchmark against transformers' generate  (--quick: smaller)
+    python grpo.py --shape=0.6B   decode steps on a GPU against its memory bandwidth  (also 1.7B, 4B, tiny)
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ if "GRPO_PIPE" in os.environ:                                           # the fi
 # a decode step 30 times slower. Read when torch is first imported; set the variable to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import fcntl
-import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -67,6 +70,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +79,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Cache,
                           PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM)
@@ -140,43 +145,54 @@ def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_hea
 
 
 def load_policy(name_or_path, device=None, dtype=None):
-    """(model, tokenizer) of a decoder-only Hugging Face checkpoint with ChatML tokens, in its own dtype by default.
+    """(model, tokenizer) of a decoder-only Hugging Face chat checkpoint, in its own dtype by default.
 
-    By its folder, by the run folder that holds it, or by its name on the hub (ORG/NAME). A name that looks like a
-    path is never looked up there. PolicyError if it cannot be used.
+    By its folder, by the run folder that holds it, by its name on the hub (ORG/NAME), or a .gguf file, which is
+    unpacked (gguf and accelerate must be installed). A name that looks like a path is never looked up on the hub.
+    PolicyError if it cannot be used.
     """
     given, name = str(name_or_path), checkpoint_of(name_or_path)
-    path_like = given.startswith((".", "/", "~", "runs/")) or given.endswith("/") or given.count("/") > 1
-    if (path_like or "\\" in given or not given) and not os.path.isdir(name):
+    packed = name.endswith(".gguf") and os.path.isfile(name)
+    path_like = given.startswith((".", "/", "~", "runs/")) or given.endswith(("/", ".gguf")) or given.count("/") > 1
+    if (path_like or "\\" in given or not given) and not os.path.isdir(name) and not packed:
         raise PolicyError(f"no checkpoint at {given!r}: the folder does not exist")
     for file, sum_then in ((marker(name) or {}).get("files") or {}).items():
         if file != OPTIMIZER:
             unchanged(name, file, sum_then)
+    options = {"local_files_only": os.path.isdir(name) or packed}  # then no hub is asked
+    place = name
+    if packed:
+        missing = [package for package in ("gguf", "accelerate") if not importlib.util.find_spec(package)]
+        if missing:
+            raise PolicyError(f"{given} needs a package that is not installed: pip install {' '.join(missing)}")
+        place, options["gguf_file"] = os.path.split(os.path.abspath(name))
     try:
-        local = os.path.isdir(name)  # then no hub is asked
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", use_safetensors=True,
-                                                     local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True, **options)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     except Exception as error:  # what damaged files make of three libraries is of every kind, plain Exception too
         raise PolicyError(f"cannot load a policy from {name}: {reason(error)}") from error
-    chat_ends(tokenizer)
-    for key in ("is_local", "local_files_only"):  # how it was found is not part of it, and not to be saved
+    check_decoder(model, tokenizer, name)
+    fit_chat(tokenizer)
+    for key in ("is_local", "local_files_only", "gguf_file"):  # how it was found is not part of it, and not to be saved
         tokenizer.init_kwargs.pop(key, None)
+    if packed:
+        del model.config.quantization_config  # it is unpacked, and will be saved so
     # Views of the mapped file lie at odd addresses, where a CPU's last bits come out differently.
     for p in model.parameters():
         p.data = p.data.clone()
     return model, tokenizer
 
 
-@lru_cache(maxsize=64)
-def chat_ends(tokenizer):
-    """Ids of <|im_start|> and <|im_end|>."""
-    vocab = tokenizer.get_vocab()
-    if START not in vocab or END not in vocab:
-        raise PolicyError(f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no {START} / {END}: "
-                          "a ChatML checkpoint (Qwen and its kin) is needed")
-    return vocab[START], vocab[END]
+@torch.no_grad()
+def check_decoder(model, tokenizer, name):
+    """PolicyError for an encoder, whose tokens see those after them, and for a vocabulary that is not the model's."""
+    if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
+        raise PolicyError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {size}")
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)  # two texts that differ at their end
+    one, other = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :3].float()  # [3, hidden] each
+    if (one - other).abs().max() > 1e-3 * one.abs().max():
+        raise PolicyError(f"{name} is an encoder ({model.config.model_type}): a policy must be a decoder, which writes")
 
 
 @lru_cache(maxsize=1 << 16)  # system prompts and feedback texts repeat
@@ -185,15 +201,187 @@ def encode(tokenizer, text):
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+# A conversation is written in pieces that are cut out of the model's own chat template: it is rendered with gaps in
+# place of what is said. So nothing is ever re-encoded, and a thought stays where it was sampled, also where the
+# template would drop it from older turns.
+GAPS = "@gap-0@", "@gap-1@", "@gap-2@", "@gap-3@"
+TOOLS = """{}
+
+Your tools, as JSON schemas:
+<tools>
+{}
+</tools>
+Each of your turns is one call of a tool, as JSON between two tags:
+<tool_call>
+{{"name": "...", "arguments": {{...}}}}
+</tool_call>"""
+
+
+class Chat(NamedTuple):
+    """What is fixed in the conversations of a model, see `chat_of`."""
+    end: int            # the token that ends a turn
+    after: str          # what stands between it and the next message
+    prompt: str         # what stands before the model speaks
+
+
+def chat_key(tokenizer):
+    """The chat template and whether the model thinks before it speaks: what the rendering depends on.
+
+    The second is the attribute `thinking` of the tokenizer, for templates that know enable_thinking (Qwen3).
+    """
+    template = tokenizer.chat_template or CHAT_TEMPLATE
+    template = template["default"] if isinstance(template, dict) else template
+    return tokenizer, template, bool(getattr(tokenizer, "thinking", False))
+
+
+@lru_cache(maxsize=512)
+def chat_text(key, roles, tools="", prompt=False):
+    """The template's text for messages of those roles, with a gap for the content of each.
+
+    tools: their schemas as JSON, or ""; prompt: with what stands before the model speaks. Where the template does not
+    show tools, or not as <tool_call>, the system prompt does.
+    """
+    tokenizer, template, thinking = key
+    messages = [{"role": role, "content": gap} for role, gap in zip(roles, GAPS)]
+    options = dict(tokenize=False, add_generation_prompt=prompt, chat_template=template, enable_thinking=thinking)
+    if tools:
+        schemas = json.loads(tools)
+        with contextlib.suppress(Exception):  # of a template that knows no tools
+            text = tokenizer.apply_chat_template(messages, tools=schemas, **options)
+            if "<tool_call>" in text and schemas[0]["function"]["name"] in text:
+                return text
+        messages[0]["content"] = TOOLS.format(GAPS[0], "\n".join(map(json.dumps, schemas)))
+    return tokenizer.apply_chat_template(messages, **options)
+
+
+@lru_cache(maxsize=512)
+def pieces(tokenizer, text):
+    """A template's text, cut at its special tokens: their ids, and between them lists [words, gap, words, ...]."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    cuts = "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)"
+    parts = [part for part in re.split(f"({cuts})", text) if part]
+    return [tokenizer.convert_tokens_to_ids(part) if part in special else re.split("(@gap-[0-3]@)", part)
+            for part in parts]
+
+
+def filled(tokenizer, text, *said):
+    """Ids of a template's text, its gaps filled, by their numbers, with what was said; where the last words stand."""
+    ids, heard = [], range(0)
+    said = dict(zip([gap for gap in GAPS if gap in text], said, strict=True))
+    for piece in pieces(tokenizer, text):
+        if isinstance(piece, int):
+            ids.append(piece)
+            continue
+        tokens = encode(tokenizer, "".join(said.get(part, part) for part in piece))
+        if len(piece) > 1:
+            # A token that joins the header's newline to one of the words counts as header.
+            header, footer = len(encode(tokenizer, piece[0])), len(encode(tokenizer, piece[-1]))
+            heard = range(len(ids) + header, len(ids) + len(tokens) - footer)
+        ids += tokens
+    return ids, heard
+
+
+def chat_of(tokenizer):
+    """The `Chat` of a model; PolicyError if its template cannot be cut into pieces."""
+    return cut_chat(chat_key(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def cut_chat(key):
+    tokenizer, template, _ = key
+    name = tokenizer.name_or_path or "this model"
+    if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
+        raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
+    talk = "system", "user", "assistant", "user"
+    try:
+        opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
+        between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
+        last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
+    except Exception as error:  # jinja's, or what the template raises itself
+        raise PolicyError(f"the chat template of {name} cannot be used: {reason(error)}") from error
+    first = (pieces(tokenizer, between) or [None])[0]
+    if not isinstance(first, int):
+        raise PolicyError(f"{name} has no end-of-turn token: its chat template ends a turn with {between[:20]!r}")
+    end = tokenizer.convert_ids_to_tokens(first)
+    after = last.removeprefix(end) if last.startswith(end) and between.startswith(last) else ""
+    return Chat(first, after, prompted.removeprefix(opening))
+
+
+def opening_ids(tokenizer, messages, tools=None):
+    """Ids of the messages that begin a conversation, and how many that were: a system prompt and the user's first
+    message, or the first of another kind. A template may put a text of its own before it. tools: schemas to show."""
+    roles = tuple(m["role"] for m in messages[:2])
+    count = 2 if roles == ("system", "user") else int(roles[:1] != ("assistant",))
+    if not count:
+        return [], 0
+    text = chat_text(chat_key(tokenizer), roles[:count], json.dumps(tools) if tools else "")
+    return filled(tokenizer, text, *(m["content"] for m in messages[:count]))[0], count
+
+
+@lru_cache(maxsize=64)
+def block_text(key, role):
+    """The template's text of a message of that role, after a turn of the model."""
+    tokenizer, chat = key[0], cut_chat(key)
+    try:
+        text = chat_text(key, ("system", "user", "assistant", role))
+    except Exception:  # a template without that role
+        if role == "user":
+            raise
+        return block_text(key, "user")
+    close = tokenizer.convert_ids_to_tokens(chat.end) + chat.after
+    return text.partition(GAPS[2])[2].removeprefix(close)
+
+
 def message_ids(tokenizer, role, content):
-    """<|im_start|>role\\n content <|im_end|>\\n, all of it forced (mask 0)."""
-    start, end = chat_ends(tokenizer)
-    return [start, *encode(tokenizer, f"{role}\n{content}"), end, *encode(tokenizer, "\n")]
+    """<|im_start|>role\n content <|im_end|>\n, or what the model's template has for it, all of it forced (mask 0)."""
+    return filled(tokenizer, block_text(chat_key(tokenizer), role), content)[0]
 
 
 def reply_ids(tokenizer):
-    """<|im_start|>assistant\\n: what stands before the model speaks."""
-    return [chat_ends(tokenizer)[0], *encode(tokenizer, "assistant\n")]
+    """<|im_start|>assistant\n: what stands before the model speaks."""
+    return filled(tokenizer, chat_of(tokenizer).prompt)[0]
+
+
+def fit_chat(tokenizer):
+    """Make sure that a conversation's rendering begins with the rendering of each of its beginnings, token by token.
+
+    The engine only appends. Where the model's template does otherwise (thoughts left out of older turns aside), or
+    where there is none, conversations are written as ChatML, and a line says so; PolicyError without its tokens.
+    """
+    trouble = "has no chat template"
+    if tokenizer.chat_template:
+        try:
+            trouble = chat_trouble(tokenizer)
+        except PolicyError as error:
+            trouble = str(error)
+        if not trouble:
+            return
+    name = tokenizer.name_or_path or "this model"
+    if not {START, END} <= tokenizer.get_vocab().keys():
+        why = trouble if name in trouble else f"{name} {trouble}"
+        raise PolicyError(f"{why}; and it has no {START} / {END} for ChatML: a chat model is needed")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if rank() == 0:
+        print(f"! {trouble if name in trouble else f'{name} {trouble}'}: its conversations are written as ChatML",
+              flush=True)
+
+
+def chat_trouble(tokenizer):
+    """Why conversations cannot be written in pieces of the model's own template; "" if they can."""
+    talk = [{"role": "system", "content": "Be brief.\n\nOne line."}, {"role": "user", "content": "Hi! 1 + 2?"}]
+    for text in ("[answer] 3", '{"a": 1}'):
+        talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "No, it isn't.\nAgain"}]
+    key = chat_key(tokenizer)
+    for count in (2, 4, 6):
+        ours = demo_trajectory(tokenizer, talk[:count]).ids + reply_ids(tokenizer)
+        theirs = tokenizer.apply_chat_template(talk[:count], add_generation_prompt=True, chat_template=key[1],
+                                               enable_thinking=key[2], return_dict=False)
+        one, other = (re.sub(r"<think>.*?</think>\s*", "", tokenizer.decode(ids), flags=re.S)
+                      for ids in (ours, theirs))
+        thinks = "<think>" in tokenizer.decode(theirs) + tokenizer.decode(ours)
+        if ours != theirs and not (thinks and one == other):
+            return "has a chat template that changes what stands before when the conversation goes on"
+    return ""
 
 
 @dataclass
@@ -232,12 +420,12 @@ class Trajectory:
         self.logps += logps
         self.turn += [turn if m else -1 for m in mask]
 
-    def hear(self, tokenizer, reply):
-        """Append what the user replies, a message of forced tokens, and note where its words are."""
-        ids = message_ids(tokenizer, "user", reply)
-        # A token that joins the header's newline to one of the reply's counts as header.
-        header, newline = 1 + len(encode(tokenizer, "user\n")), len(encode(tokenizer, "\n"))
-        self.heard += range(len(self.ids) + header, len(self.ids) + len(ids) - newline)
+    def hear(self, tokenizer, reply, role="user"):
+        """Append what the user (or the "tool") replies, a message of forced tokens, and note where its words are."""
+        ids, words = filled(tokenizer, block_text(chat_key(tokenizer), role), reply)
+        end = chat_of(tokenizer).end
+        heard = [at for at in range(words.start, len(ids)) if at in words or ids[at] == end]
+        self.heard += [len(self.ids) + at for at in heard]
         self.extend(ids, 0)
 
     @property
@@ -247,21 +435,26 @@ class Trajectory:
         return [self.turn.count(t) for t in range(turns)]
 
 
-def demo_trajectory(tokenizer, messages):
-    """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT)."""
-    traj, said = Trajectory(messages=list(messages), status="done"), 0
-    for i, m in enumerate(messages):
-        if m["role"] == "user" and said:
-            traj.hear(tokenizer, m["content"])
+def demo_trajectory(tokenizer, messages, tools=None):
+    """A written conversation as a trajectory: assistant contents and their <|im_end|> are trained (SFT).
+
+    messages: [{"role": system | user | assistant | tool, "content": text}]; tools: schemas that the opening shows.
+    """
+    traj, chat, said = Trajectory(messages=list(messages), status="done"), chat_of(tokenizer), 0
+    opening, first = opening_ids(tokenizer, messages, tools)
+    traj.extend(opening, 0)
+    for i, m in enumerate(messages[first:], first + 1):
+        if m["role"] in ("user", "tool") and said:
+            traj.hear(tokenizer, m["content"], m["role"])
             continue
         if m["role"] != "assistant":
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
         traj.extend(reply_ids(tokenizer), 0)
-        traj.extend([*encode(tokenizer, m["content"]), chat_ends(tokenizer)[1]], 1, turn=said)
+        traj.extend([*encode(tokenizer, m["content"]), chat.end], 1, turn=said)
         said += 1
-        if i + 1 < len(messages):
-            traj.extend(list(encode(tokenizer, "\n")), 0)
+        if i < len(messages):
+            traj.extend(list(encode(tokenizer, chat.after)), 0)
     traj.turn_rewards, traj.infos = [0.0] * said, [{} for _ in range(said)]
     return traj
 
@@ -277,11 +470,57 @@ def text_trajectory(tokenizer, text):
 
 # ------------------------------------------------------------------------------------------------ engine
 
-def ragged_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
-    so keys and values are read in place: repeating them per head would copy the whole cache at every step."""
+def check_attention(config, length):
+    """PolicyError if a model's layers do not all attend to everything before, in conversations of that length."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    if odd or (kinds != {"full_attention"} and window < length):
+        raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+
+
+def check_extras(kwargs):
+    """PolicyError if a layer asks its attention for more than products and a softmax."""
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+
+
+@contextlib.contextmanager
+def attending(model, how):
+    """The model attends through the function registered by that name here, and as before afterwards."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(how)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def tail_mask(T, S, like):
+    """What the last T tokens of S see, for `tail_attention`: a GPU's kernels know it, else made once for all layers."""
+    if T == S or like.is_cuda:
+        return causal_lower_right(T, S)
+    return torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device).triu_(S - T + 1)
+
+
+def tail_attention(query, key, value, mask, scaling):
+    """Attention of a conversation's last T tokens over all S of it: [1, H, T, D] x [1, kv, S, D] -> [1, T, H, D]."""
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def ragged_attention(module, query, key, value, attention_mask, scaling=None, tails=None, **kwargs):
+    """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
+    so keys and values are read in place: repeating them per head would copy the whole cache at every step.
+
+    With `tails`, (row, its new tokens, its length, mask) each, the queries are the new tokens of one after the other.
+    """
+    check_extras(kwargs)
+    if tails:
+        parts = zip(query.split([count for _, count, *_ in tails], 2), tails)
+        out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], mask, scaling)
+               for q, (row, _, length, mask) in parts]
+        return torch.cat(out, 1), None
     B, H, T, D = query.shape  # rows, query heads, new tokens, head size
     query = query.reshape(B, key.shape[1], -1, D)  # [B, kv, H/kv * T, D]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
@@ -294,8 +533,8 @@ AttentionInterface.register("ragged", ragged_attention)
 class RowLayer(StaticLayer):
     """One layer of the engine's cache: new keys and values are scattered to each row's own positions.
 
-    `plan` is what `Engine.feed` sets for one forward pass: rows [B, 1] and positions [B, T] to write, rows (a slice,
-    or [B]) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
+    `plan` is what the engine sets for one forward pass: rows and positions to write, both [B, T] or broadcast to it,
+    rows (a slice) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
     """
     plan = None
 
@@ -310,6 +549,19 @@ class RowLayer(StaticLayer):
         return self.keys[read, :, :longest], self.values[read, :, :longest]
 
 
+def captured(step, pool):
+    """(What does `step` again, as a CUDA graph; the memory that graphs share). Its tensors stay where they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # what is set up at the first call must not be captured
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+    return graph.replay, graph.pool()
+
+
 class Engine:
     """A KV cache of `rows` conversations of up to `max_len` tokens, preallocated and written in place.
 
@@ -317,28 +569,26 @@ class Engine:
     between two rollouts can never meet old keys.
     """
 
-    def __init__(self, model, tokenizer, rows=64, max_len=2048):
+    def __init__(self, model, tokenizer, rows=64, max_len=2048, graphs=True):
         config = model.config
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
-        odd = kinds - {"full_attention", "sliding_attention"}
-        if odd or (kinds != {"full_attention"} and window < max_len):
-            raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+        check_attention(config, max_len)
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise PolicyError(f"models that rescale their logits ({name}) are not supported")
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.max_len = min(max_len, getattr(config, "max_position_embeddings", max_len))
-        self.end = self.stop = chat_ends(tokenizer)[1]  # `stop` ends a turn when sampled
+        self.end = self.stop = chat_of(tokenizer).end  # `stop` ends a turn when sampled
         heads = config.num_attention_heads
         kv = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.groups = heads // kv
         # [K|V, layer, row, kv, position, D]. One position beyond max_len takes the padding of ragged appends.
         # Zeros, not empty: a masked NaN is still a NaN.
         shape = 2, config.num_hidden_layers, rows, kv, self.max_len + 1, size
         self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.cache = Cache(layers=[RowLayer(k, v) for k, v in zip(*self.kv)])
+        # decode steps as CUDA graphs: (rows, length) -> graph; their memory, their common result
+        self.graphs, self.steps, self.pool = graphs and self.kv.is_cuda, {}, None
+        self.logits = torch.zeros(rows if self.graphs else 0, config.vocab_size, device=model.device)
         self.reset()
 
     def reset(self):
@@ -348,46 +598,72 @@ class Engine:
         self.prompt = np.full((self.rows, self.max_len), -1, np.int64)
         self.ready = np.zeros(self.rows, bool)
 
-    @contextlib.contextmanager
-    def attending(self):
-        """The model attends through `ragged_attention` here, and as before afterwards (training, generate)."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("ragged")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
-
     def tensor(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.kv.device, non_blocking=True)
 
     def feed(self, rows, ids, count):
         """Append ids[b, :count[b]] to row rows[b] and return float32 logits after the last, where count > 0.
 
-        rows [B] distinct, ids [B, T] right-padded, count [B]. A row with count 0 rides along unchanged: decoding
-        keeps rows that wait in the batch, for a view of the first n rows costs nothing and a gather copies them.
+        rows [B] distinct, ids [B, T] right-padded, count [B]. One token each for neighbours is a decode step: there
+        a row with count 0 rides along unchanged, for a view of neighbours costs nothing and a gather copies them.
+        All else is packed: one row of tokens without padding, each attending within its own row of the cache.
         """
-        B, T = ids.shape
-        at = np.minimum(self.length[rows][:, None] + np.arange(T), self.max_len)
-        at, index = self.tensor(at), self.tensor(rows)  # [B, T], [B]
-        # neighbours are read through a slice, which is a view: an index makes a copy
-        neighbours = bool((np.diff(rows) == 1).all())
-        read = slice(int(rows[0]), int(rows[0]) + B) if neighbours else index
-        longest = int((self.length[rows] + count).max())
-        longest = min(-(-longest // 16) * 16, self.max_len)
-        for layer in self.cache.layers:
-            layer.plan = index[:, None], at, read, longest
-        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, T, L]
-        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
-        if T > 1:
-            mask = mask.repeat(1, 1, self.groups, 1)
-        hidden = self.model.base_model(  # [B, T, hidden]
-            input_ids=self.tensor(ids), position_ids=at, past_key_values=self.cache, use_cache=True,
-            attention_mask=mask).last_hidden_state
+        live, new = np.flatnonzero(count), np.arange(ids.shape[1])
+        at = np.minimum(self.length[rows][:, None] + new, self.max_len)  # [B, T]
         self.length[rows] += count
-        live = np.flatnonzero(count)
-        last = hidden[self.tensor(live), self.tensor(count[live] - 1)]  # [live, hidden]
+        longest = int(self.length[rows].max())
+        if len(new) == 1 and (np.diff(rows) == 1).all():
+            if self.graphs and rows[0] == 0:
+                return self.replay(ids, at, longest)[self.tensor(live)]
+            last = self.decode(int(rows[0]), self.tensor(ids), self.tensor(at), -(-longest // 16) * 16)[:, 0]
+            last = last[self.tensor(live)]  # [live, hidden]
+        else:
+            real = new < count[:, None]
+            ids, at, index = (self.tensor(x[real][None]) for x in (ids, at, np.broadcast_to(rows[:, None], at.shape)))
+            tails = [(int(rows[b]), int(count[b]), int(self.length[rows[b]])) for b in live]
+            tails = [(row, new, length, tail_mask(new, length, self.kv)) for row, new, length in tails]
+            hidden = self.forward(ids, at, (index, at, slice(None), longest), tails=tails)  # [1, N, hidden]
+            last = hidden[0, self.tensor(count.cumsum()[live] - 1)]
         return self.model.get_output_embeddings()(last).float()  # [live, V]
+
+    def forward(self, ids, at, plan, **how):
+        """Hidden states [B, T, hidden] of tokens ids [B, T] at positions at [B, T]; plan as in `RowLayer`."""
+        for layer in self.cache.layers:
+            layer.plan = plan
+        return self.model.base_model(input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True,
+                                     **how).last_hidden_state
+
+    def decode(self, first, ids, at, longest):
+        """Hidden states [B, 1, hidden] after one more token in each of B rows from the first; ids, at [B, 1]."""
+        longest = min(longest, self.max_len)
+        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, 1, L]
+        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
+        index = torch.arange(first, first + len(at), device=at.device)[:, None]
+        plan = index, at, slice(first, first + len(at)), longest
+        return self.forward(ids, at, plan, attention_mask=mask)
+
+    def replay(self, ids, at, longest):
+        """Float32 logits [B, V] after one more token in each of the first B rows, by a CUDA graph: launching the
+        kernels of a step one by one takes longer than their work. A graph is of a number of rows (a power of two) and
+        a length (a multiple of 256), and reads weights and cache where they lie: it outlives optimiser steps."""
+        B = len(ids)
+        rows, longest = min(self.rows, 1 << (B - 1).bit_length()), -(-longest // 256) * 256
+        if (rows, longest) not in self.steps:
+            # rows beyond B write where nobody reads
+            inputs = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
+
+            def step():
+                hidden = self.decode(0, *inputs, longest)[:, 0]
+                self.logits[:rows] = self.model.get_output_embeddings()(hidden)
+            self.steps[rows, longest] = inputs, step, None
+        inputs, step, graph = self.steps[rows, longest]
+        inputs[1].fill_(self.max_len)
+        inputs[:, :B] = self.tensor(np.stack([ids, at]))
+        if graph is None:
+            graph, self.pool = captured(step, self.pool)
+            self.steps[rows, longest] = inputs, step, graph
+        graph()
+        return self.logits[:B]
 
     def share(self, row, ids):
         """Start `row` with the longest beginning of `ids` that some row's cache already holds: the positions are
@@ -437,7 +713,9 @@ class Talk:
         self.rng = np.random.default_rng(seed)
         first, _ = env.reset()
         opening = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
-        self.traj = demo_trajectory(engine.tokenizer, opening)
+        tools = getattr(env, "tools", None)
+        self.role = "tool" if tools else "user"
+        self.traj = demo_trajectory(engine.tokenizer, opening, tools)
         self.traj.extend(reply_ids(engine.tokenizer), 0)
         # The prompt alone may leave no room for a token and <|im_end|>.
         full = len(self.traj.ids) + 2 > engine.max_len
@@ -447,6 +725,8 @@ class Talk:
         """Hand the turn's sampled tokens to the environment."""
         self.said = ids, logps
         text = self.engine.tokenizer.decode(ids[:-1] if ids[-1] == self.engine.stop else ids)
+        if chat_of(self.engine.tokenizer).prompt.rstrip().endswith("<think>"):  # the template opens the thought
+            text = "<think>\n" + text
         self.traj.messages.append({"role": "assistant", "content": text})
         self.steps = self.env.turn(text)
         self.advance(None)
@@ -476,19 +756,19 @@ class Talk:
         traj.extend(ids, 1, logps, turn=len(traj.turn_rewards))
         traj.turn_rewards.append(float(reward))
         traj.infos.append(info)
-        traj.messages.append({"role": "user", "content": feedback})
+        traj.messages.append({"role": self.role, "content": feedback})
         # <|im_end|> is imposed where the turn ran out of tokens
         end = [] if ids[-1] == engine.stop else [engine.end]
         if terminated or truncated:
             traj.status = "done" if terminated else "truncated"
             return traj.extend(end, 0)
-        between, prompt = encode(engine.tokenizer, "\n"), reply_ids(engine.tokenizer)
-        more = [*end, *between, *message_ids(engine.tokenizer, "user", feedback), *prompt]
+        between, prompt = encode(engine.tokenizer, chat_of(engine.tokenizer).after), reply_ids(engine.tokenizer)
+        more = [*end, *between, *message_ids(engine.tokenizer, self.role, feedback), *prompt]
         if len(traj.ids) + len(more) + 2 > engine.max_len:
             traj.status = "length"
             return traj.extend(end, 0)
         traj.extend([*end, *between], 0)
-        traj.hear(engine.tokenizer, feedback)
+        traj.hear(engine.tokenizer, feedback, self.role)
         traj.extend(prompt, 0)
 
 
@@ -607,10 +887,9 @@ class Rows:
     def feed(self, talks):
         """Feed what each trajectory holds beyond its cache, and sample the first token of the turn."""
         engine, ended = self.engine, []
-        lengths = [len(t.traj.ids) - int(engine.length[t.row]) for t in talks]
-        for picked in batches(lengths, 8192):
-            # in the order of their rows: neighbours are read in place
-            batch = sorted((talks[i] for i in picked), key=lambda t: t.row)
+        parts = 1 + sum(len(t.traj.ids) - int(engine.length[t.row]) for t in talks) // 8192
+        for part in range(min(parts, len(talks))):
+            batch = talks[part::parts]
             rows = np.array([t.row for t in batch])
             todo = [t.traj.ids[engine.length[t.row]:] for t in batch]
             count = np.array([len(ids) for ids in todo])
@@ -709,7 +988,7 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
     queue = zip(envs, seeds, groups or range(len(envs)), strict=True)
     rows = Rows(engine, queue, max_new_tokens, (temperature, greedy), clock)
     try:
-        with torch.inference_mode(), engine.attending():
+        with torch.inference_mode(), attending(engine.model, "ragged"):
             while rows.queue or any(rows.at):
                 # New conversations take free rows.
                 rows.seat()
@@ -727,39 +1006,172 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
 
 # ------------------------------------------------------------------------------------------------ log-probs and loss
 
+def packs(model, trajs):
+    """Whether a model can learn from a `Pack` of them: its attention is a function that can be replaced, over
+    everything before. Others learn from padded batches."""
+    try:
+        check_attention(model.config, max((len(t.ids) for t in trajs), default=0))
+    except PolicyError:
+        return False
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    return getattr(model, "_supports_attention_backend", False) and not capped
+
+
+@contextlib.contextmanager
+def micro_batches(model, trajs, budget):
+    """Indices of the trajectories that train something, in batches of at most `budget` tokens, those of a `Pack` or
+    padded ones; meanwhile the model attends accordingly."""
+    some = [i for i, t in enumerate(trajs) if any(t.mask)]
+    if not packs(model, trajs):
+        yield [[some[k] for k in batch] for batch in batches([len(trajs[i].ids) for i in some], budget)]
+        return
+    out, used, last = [], 0, []
+    # sorted, those that begin alike are neighbours
+    for i in sorted(some, key=lambda i: trajs[i].ids):
+        ids = trajs[i].ids
+        used += len(ids) - shared(last, ids)
+        if not out or used > budget:
+            out.append([])
+            used = len(ids)
+        out[-1].append(i)
+        last = ids
+    with attending(model, "packed"):
+        yield out
+
+
+def shared(a, b):
+    """How many tokens two lists of ids begin with in common, down to a multiple of 16: a pack of few, long pieces."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.array(a[:n]) != np.array(b[:n]))
+    n = int(differ[0]) if len(differ) else n
+    return n - n % 16
+
+
+class Pack:
+    """Conversations in one row of tokens, without padding: what several begin with, a group's prompt, stands there
+    once. Each token has the position that it has in its conversation, and sees what comes before it there.
+
+    place     per conversation where its tokens stand, [its length]; ids, at: token and position of each place, [N]
+    sizes     the row is cut into pieces where conversations part, and on a CPU after 128 tokens: what a piece sees is
+              computed as a rectangle, whose unseen corner stays small (a GPU's kernels skip it by themselves)
+    ways      per piece the pieces that it sees, in order, itself the last; masks for `tail_attention`
+    rows      places whose hidden state is wanted, as [R]: last_layer attends only there
+    counts, last_masks  how many of them each piece has, and what they see, [1, 1, count, size of the way]
+    """
+
+    def __init__(self, model, trajs, wanted):
+        """wanted: per conversation the places in it, [n], whose last hidden state will be read."""
+        n, self.place, last, device = 0, [], [], model.device
+        for t in trajs:
+            same = shared(last, t.ids)
+            begin = self.place[-1][:same] if same else np.arange(0)
+            self.place.append(np.concatenate([begin, n + np.arange(len(t.ids) - same)]))
+            n, last = n + len(t.ids) - same, t.ids
+        self.ids, self.at = np.zeros((2, n), np.int64)
+        for t, place in zip(trajs, self.place):
+            self.ids[place], self.at[place] = t.ids, np.arange(len(place))
+        starts = self.cut(n, 128 if device.type == "cpu" else n)
+        rows = np.unique(np.concatenate([place[w] for place, w in zip(self.place, wanted)]))
+        owner = np.searchsorted(starts, rows, "right") - 1
+        self.counts = np.bincount(owner, minlength=len(starts)).tolist()
+        self.rows, self.last_masks = torch.from_numpy(rows).to(device), []
+        self.last_layer = model.config.num_hidden_layers - 1
+        seen = [sum(self.sizes[piece] for piece in way) for way in self.ways]
+        like = torch.empty(0, dtype=model.dtype, device=device)
+        self.masks = [tail_mask(size, S, like) for size, S in zip(self.sizes, seen)]
+        for at, S in zip(np.split(self.at[rows], np.cumsum(self.counts)), seen):
+            sees = np.arange(S) <= at[:, None]
+            self.last_masks.append(torch.from_numpy(sees).to(device)[None, None])
+
+    def cut(self, n, most):
+        """Find the pieces, of at most `most` tokens; returns where they start, [pieces]."""
+        ends = {n}
+        for place in self.place:
+            jumps = np.flatnonzero(np.diff(place) != 1)
+            ends |= {int(place[0]), *(place[jumps] + 1).tolist(), *place[jumps + 1].tolist()}
+        ends = sorted(ends)
+        starts = [start for a, b in zip(ends, ends[1:]) for start in range(a, b, most)]
+        self.sizes, self.ways = np.diff([*starts, n]).tolist(), [None] * len(starts)
+        number = {start: piece for piece, start in enumerate(starts)}
+        for place in self.place:
+            way = [number[p] for p in place.tolist() if p in number]
+            for k, piece in enumerate(way):
+                self.ways[piece] = way[:k + 1]
+        return starts
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, **kwargs):
+    """Attention of a `Pack`, piece by piece: each sees its way alone."""
+    check_extras(kwargs)
+    last = getattr(module, "layer_idx", None) == pack.last_layer
+    keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
+    queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
+    for q, way, mask in zip(queries, pack.ways, pack.last_masks if last else pack.masks):
+        if not q.shape[2]:
+            continue
+        k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
+        if last:
+            mask = mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
+            out.append(ragged_attention(module, q, k, v, mask, scaling)[0])
+        else:
+            out.append(tail_attention(q, k, v, mask, scaling))
+    out = torch.cat(out, 1)  # [1, N or R, H, D]
+    if last:
+        whole = out.new_zeros(1, query.shape[2], *out.shape[2:])
+        out = whole.index_copy(1, pack.rows, out)
+    return out, None
+
+
+AttentionInterface.register("packed", packed_attention)
+
+
 def said_and_heard(model, trajs, temperature=1.0, echo=0.0):
     """Log-probs of the trained tokens of some trajectories, [N], and with echo > 0 of their `heard` ones, [M].
 
     Both by one forward pass, flat float32 in order, with gradients if enabled. `temperature` is the sampler's; nobody
     sampled what was heard, it is scored at 1. Without echo the second is None, and costs nothing.
     """
-    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
-    # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, hidden]
-    said = logps_at(model, hidden, ids, *padded([t.mask for t in trajs]).nonzero(), temperature)
-    if not echo:
-        return said, None
-    rows = np.repeat(np.arange(len(trajs)), [len(t.heard) for t in trajs])
-    cols = np.array([at for t in trajs for at in t.heard], np.int64)
-    return said, logps_at(model, hidden, ids, rows, cols)
+    said = [np.flatnonzero(t.mask) for t in trajs]
+    heard = [np.array(t.heard if echo else [], np.int64) for t in trajs]
+    # the token at t is predicted at t - 1
+    before = [np.concatenate(both) - 1 for both in zip(said, heard)]
+    if getattr(model.config, "_attn_implementation", "") == "packed":
+        pack = Pack(model, trajs, before)
+        ids, at = torch.from_numpy(np.stack([pack.ids, pack.at])).to(model.device)[:, None]  # [1, N] each
+        out, place = model.base_model(input_ids=ids, position_ids=at, use_cache=False, pack=pack), pack.place
+    else:
+        ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
+        # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
+        out = model.base_model(input_ids=ids, use_cache=False)
+        place = np.arange(ids.numel()).reshape(ids.shape)
+    hidden, ids = out.last_hidden_state.flatten(0, 1), ids.flatten()  # [places, hidden], [places]
+
+    def logps(columns, temperature):
+        at = np.concatenate([row[c] for row, c in zip(place, columns)])
+        previous = np.concatenate([row[c - 1] for row, c in zip(place, columns)])
+        # a token that conversations share is scored once
+        at, first, again = np.unique(at, return_index=True, return_inverse=True)
+        at, previous, again = (torch.from_numpy(i).to(model.device) for i in (at, previous[first], again))
+        return logps_at(model, hidden.index_select(0, previous), ids[at], temperature).index_select(0, again)
+
+    return logps(said, temperature), logps(heard, 1.0) if echo else None
 
 
-def logps_at(model, hidden, ids, row, col, temperature=1.0):
-    """Log-probs of the tokens ids[row, col], [N] float32, given the hidden states [B, T, hidden] over ids [B, T].
+def logps_at(model, hidden, target, temperature):
+    """Log-probs of the tokens target [N], [N] float32, given the hidden states [N, hidden] that predict them.
 
     Logits exist only where a token is wanted, float32 only a chunk at a time; more than one chunk (a large
     vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
     """
-    row, col = (torch.from_numpy(i).to(model.device) for i in (row, col))  # [N], [N]
-    # the token at t is predicted at t - 1
-    hidden, target = hidden[row, col - 1], ids[row, col]
     head = model.get_output_embeddings()
 
     def chunk_logps(h, y):
-        logits = head(h).float() / temperature  # [n, V]
+        logits = head(h).float()  # [n, V]
+        if temperature != 1:
+            logits = logits / temperature
         return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
 
-    size = max(1, (1 << 26) // model.config.vocab_size)
+    size = max(1, (1 << 24) // model.config.vocab_size)
     chunks = list(zip(hidden.split(size), target.split(size)))
     if len(chunks) > 1 and torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, y, use_reentrant=False) for h, y in chunks])
@@ -770,8 +1182,8 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     """Per trajectory the log-prob of every token, parallel to `ids` (0.0 where the mask is 0), without gradients:
     reference log-probs for the KL term, and the check that trainer and sampler agree."""
     out = [[0.0] * len(t.ids) for t in trajs]
-    with torch.inference_mode():
-        for batch in batches([len(t.ids) for t in trajs], micro_tokens):
+    with torch.inference_mode(), micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
             said, _ = said_and_heard(model, [trajs[i] for i in batch], temperature)
             values = iter(said.tolist())
             for i in batch:
@@ -1038,15 +1450,13 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     model.zero_grad(set_to_none=True)
     loss, sums, largest = 0.0, {}, 0.0
     assert trajs or world() > 1, "no trajectory to learn from"  # another process may have some
-    for batch in batches([len(t.ids) for t in trajs], micro_tokens):
-        batch = [i for i in batch if any(trajs[i].mask)]  # a context full at once trains nothing
-        if not batch:
-            continue
-        part, stats, top = micro_loss(batch)
-        part.backward()
-        loss += part.detach()
-        sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
-        largest = max(largest, top)
+    with micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
+            part, stats, top = micro_loss(batch)
+            part.backward()
+            loss += part.detach()
+            sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
+            largest = max(largest, top)
     norm = optimizer.clip(max_grad_norm)
     names = sorted(set().union(*gather(sorted(sums))))  # a process may have had nothing to do
     loss, *totals = summed([float(loss), *(float(sums.get(k, 0.0)) for k in names)])
@@ -1308,7 +1718,7 @@ class RunSettings:
     workers: int = 2            # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"         # "tiny" (made here, from scratch), a run or checkpoint folder, a name, MODULE:FUNCTION
     device: str = ""            # empty: cuda if there is one, else cpu
-    micro_tokens: int = 2048    # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
+    micro_tokens: int = 2048    # tokens per forward pass in training, shared ones once: 2048 suits a CPU, 16384 a GPU
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about
@@ -1340,6 +1750,8 @@ class RunSettings:
     rows: int = 96              # conversations generated at once (last bits of the numbers depend on it)
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
+    thinking: bool = False      # a model whose chat template knows of it (Qwen3) thinks before it speaks
+    graphs: bool = True         # on a GPU a decode step is replayed as a CUDA graph
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
 
@@ -1408,11 +1820,12 @@ def hold(folder):
 class Run:
     """What is set, measured and learned; the run folder, and where to go on.
 
-    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies. `first_policy`
-    brings model, tokenizer, optimizer and engine.
+    s: the settings, a RunSettings; part: a folder in the run folder, for a run of several policies; differs: settings
+    that need not be those which the run began with, when it goes on. `first_policy` brings model, tokenizer, optimizer
+    and engine.
     """
 
-    def __init__(self, s, command, part=""):
+    def __init__(self, s, command, part="", differs=()):
         if s.resume and not s.name:
             raise ValueError("--resume=True needs the --name of the run to go on with")
         names = [command] + [f"{command}-{i}" for i in range(2, 10_000)]
@@ -1420,7 +1833,7 @@ class Run:
         self.s, self.command, self.part, self.path = s, command, part, Path("runs") / (s.name or free) / part
         self.state = {"phase": "", "step": 0}                           # of the last checkpoint
         if s.resume:
-            self._resume()
+            self._resume(("name", "resume", *differs))
         elif (self.path / "config.json").exists():
             raise ValueError(f"{self.path} exists: add --resume=True to go on with it, or choose another --name")
         if not part:
@@ -1482,7 +1895,7 @@ class Run:
         if not rank() and not self.part:                                # the first process holds it for all
             hold(self.path)
 
-    def _resume(self):
+    def _resume(self, differs):
         if self.path.is_dir():
             self._lock()
         saved, file = self.read("config.json", None), self.path / "config.json"
@@ -1505,9 +1918,9 @@ class Run:
             raise other from None
         for each in dataclasses.fields(saved):
             now, before = getattr(self.s, each.name), getattr(saved, each.name)
-            if each.name not in ("name", "resume") and now not in (each.default, before):
+            if each.name not in differs and now not in (each.default, before):
                 raise ValueError(f"a resumed run keeps its settings: --{each.name} was {before!r} when it began")
-        self.s = dataclasses.replace(saved, name=self.s.name, resume=True)
+        self.s = dataclasses.replace(saved, **{name: getattr(self.s, name) for name in differs})
         self.read("talks.json", {})                                     # better now than after the training
 
     def read(self, file, default):
@@ -1646,10 +2059,13 @@ def plug(key, address):
 
 
 def chosen_policy(s):
-    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder or name."""
+    """(model, tokenizer) of --model: what the reader's MODULE:FUNCTION returns, or a folder, a file or a name."""
     if ":" in s.model and not os.path.exists(s.model):
-        return plug("model", s.model)()
-    return load_policy(s.model, device=s.device or None)
+        model, tokenizer = plug("model", s.model)()
+    else:
+        model, tokenizer = load_policy(s.model, device=s.device or None)
+    tokenizer.thinking = s.thinking                                     # see `chat_key`
+    return model, tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -1666,6 +2082,7 @@ def first_policy(run, texts, envs, base=None):
     found = [place for place in places if complete_checkpoint(str(place)) or place.exists()]
     if found:
         run.model, run.tokenizer, run.optimizer, run.state = load_checkpoint(found[0], device=s.device or None)
+        run.tokenizer.thinking = s.thinking
     elif s.model == "tiny":
         run.model, run.tokenizer = tiny_policy(
             texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads, kv_heads=s.kv_heads,
@@ -1675,7 +2092,7 @@ def first_policy(run, texts, envs, base=None):
         run.model, run.tokenizer = chosen_policy(s)
     if found and (run.optimizer is None or run.state.get("phase") not in PHASES):
         raise PolicyError(f"{found[0]} holds a policy alone: a run cannot go on from it")
-    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context)
+    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     must_fit(run.engine, envs)
     run.begin()
 
@@ -1886,9 +2303,19 @@ class DummyEnv:
         return ["Well, since you ask me about it:"] * len(queries)
 
 
-def plain_rollout(model, tokenizer, trajs, new, clock):
+class LateEnv(DummyEnv):
+    """Its user takes a second to reply."""
+    slow = True
+
+    def answer(self, queries):
+        time.sleep(1)
+        return super().answer(queries)
+
+
+def plain_rollout(model, tokenizer, trajs, new, seconds):
     """The same conversations by transformers' generate: every turn re-encodes the whole history of all of them in
-    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs."""
+    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs in the
+    last turn, and appends each turn's seconds."""
     pad, turns = tokenizer.pad_token_id, len(trajs[0].turn_rewards)
     starts = [[t.turn.index(k) for k in range(turns)] + [len(t.ids)] for t in trajs]
     said = [t.ids[:at[0]] for t, at in zip(trajs, starts)]
@@ -1900,7 +2327,7 @@ def plain_rollout(model, tokenizer, trajs, new, clock):
         out = model.generate(input_ids=ids, attention_mask=real, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                              max_new_tokens=new, eos_token_id=None, pad_token_id=pad,
                              return_dict_in_generate=True, output_logits=k == turns - 1)
-        clock["generate"] += time.perf_counter() - tick
+        seconds.append(time.perf_counter() - tick)
         sampled = out.sequences[:, width:]  # [B, new]
         for s, row, t, at in zip(said, sampled.tolist(), trajs, starts):
             s += row + t.ids[at[k] + new:at[k + 1]]
@@ -1913,52 +2340,212 @@ def largest_gap(a, b):
     return max(abs(x - y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-def main(quick):
-    talks, turns, new = (16, 4, 16) if quick else (64, 8, 20)
-    with open(__file__) as f:
-        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
-          f"x {turns} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+def play(engine, talks, turns, new, kind=DummyEnv):
+    """(Trajectories, seconds by part) of groups of eight. Here no turn ends by itself: all sides do the same work."""
+    engine.stop, clock = -1, {}
+    return rollout(engine, [kind(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock), clock
 
-    def play(rows, talks, turns, new, clock=None):
-        """Groups of eight. Here no turn ends by itself, so that all sides do the same work."""
-        engine = Engine(model, tokenizer, rows=rows, max_len=1024)
-        engine.stop = -1
-        return rollout(engine, [DummyEnv(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock)
 
-    play(4, 4, 1, 4)  # warm-up
-    ours, plain = {}, {"generate": 0}
-    trajs = play(talks, talks, turns, new, ours)
-    logps = [t.logps for t in trajs]
-    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, plain)
+def spent(clock):
+    """Seconds of a rollout."""
+    return sum(clock[key] for key in ("prefill", "decode", "user", "other"))
+
+
+def median_seconds(work, times=5):
+    """Median seconds of a call, after one to warm up; a GPU has then done its work."""
+    found = []
+    for _ in range(times + 1):
+        tick = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - tick)
+    return sorted(found[1:])[times // 2]
+
+
+def turn_seconds(engine, rows, length, heard=0, new=20):
+    """Seconds of a turn of some rows whose caches hold `length` tokens: `heard` are appended, `new` sampled."""
+    index, ones, uniform = np.arange(rows), np.ones(rows, np.int64), np.full(rows, 0.5)
+
+    def turn():
+        engine.length[:] = length
+        with torch.inference_mode(), attending(engine.model, "ragged"):
+            if heard:
+                engine.feed(index, np.ones((rows, heard), np.int64), heard * ones)
+            for _ in range(new):
+                engine.sample(engine.feed(index, ones[:, None], ones), uniform)
+    return median_seconds(turn)
+
+
+def floor_seconds(engine, rows, length):
+    """Seconds of the matrix products and the attention of a decode step, without all that is between them."""
+    weights = [(m.weight, torch.ones(rows, m.in_features, dtype=m.weight.dtype, device=m.weight.device))
+               for m in engine.model.modules() if isinstance(m, torch.nn.Linear)]
+    config = engine.model.config
+    keys, values = engine.kv[:, :, :rows, :, :length]
+    shape = rows, keys.shape[2], config.num_attention_heads // keys.shape[2], keys.shape[-1]
+    query = torch.ones(shape, dtype=keys.dtype, device=keys.device)
+    mask = torch.zeros(rows, 1, 1, length, dtype=keys.dtype, device=keys.device)
+
+    def step():
+        with torch.inference_mode():
+            for weight, x in weights:
+                F.linear(x, weight)
+            for k, v in zip(keys, values):
+                F.scaled_dot_product_attention(query, k, v, attn_mask=mask)
+    return median_seconds(step, 25)
+
+
+def memory_of_log_probs(tokens=1024, words=151_936):
+    """(ours, naive: peak bytes of log-probs and their gradient; largest gap between the gradients over its largest).
+
+    To be called first: the peak of a process only rises, and the naive way's is the higher.
+    """
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, words, bias=False)
+    model = torch.nn.Module()
+    model.config, model.get_output_embeddings = argparse.Namespace(vocab_size=words), lambda: head
+    target, hidden = torch.randint(words, (tokens,)), torch.randn(tokens, 64)
+
+    def naive(h):
+        return head(h).float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
+
+    def ours(h):
+        return logps_at(model, h, target, 1.0)
+
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    grads, peaks = [], [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    for log_probs in (ours, naive):
+        head.weight.grad, h = None, hidden.clone().requires_grad_()
+        log_probs(h).mean().backward()
+        grads.append(h.grad)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    gap = (grads[0] - grads[1]).abs().max() / grads[1].abs().max()
+    return (peaks[1] - peaks[0]) * 1024, (peaks[2] - peaks[0]) * 1024, float(gap)
+
+
+def self_checks(model, tokenizer, trajs, new):
+    """Largest deviations between two ways to the same numbers."""
+    talks, turns, logps = len(trajs), len(trajs[0].turn_rewards), [t.logps for t in trajs]
     print("self-checks (largest deviation)")
     text = trajs[0].messages[:-1]
     whole = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
     print("  pieces = chat template        ", "yes" if demo_trajectory(tokenizer, text).ids == whole[:-1] else "NO")
     print(f"  cached = uncached              {largest_gap(logps, token_logps(model, trajs)):.1e}")
-    some = play(3, 5, turns, new)
+    some, _ = play(Engine(model, tokenizer, rows=3, max_len=2048), 5, turns, new)
     differ = "" if all(a.ids == b.ids for a, b in zip(some, trajs)) else ", tokens DIFFER"
     print(f"  {talks} rows = 3 rows               {largest_gap([t.logps for t in some], logps[:5]):.1e}{differ}")
-    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
-    last = [[x for x, k in zip(m, t.turn) if k == turns - 1] for m, t in zip(mine, trajs)]
-    print(f"  ours = generate's own          {largest_gap(last, plain_logps.tolist()):.1e}")
     weights, norms = {k: v.clone() for k, v in model.state_dict().items()}, []
     advantages = [[(-1.0) ** (i + k) for k in range(turns)] for i in range(8)]
     for micro_tokens in (1 << 20, 4 * len(trajs[0].ids), 1):
         model.load_state_dict(weights)
         m = grpo_step(model, make_optimizer(model, 1e-3), trajs[:8], advantages, lr=1e-3, micro_tokens=micro_tokens)
         norms.append(m["grad_norm"])
+    model.load_state_dict(weights)
     print(f"  first ratio = 1                {abs(m['ratio_max'] - 1):.1e}")
     print(f"  1 = 2 = 8 micro-batches        {(max(norms) - min(norms)) / max(norms):.1e} of the gradient norm\n")
-    parts = {k: ours[k] for k in ("prefill", "decode", "user", "other")}
-    seconds, sampled = sum(parts.values()), ours["sampled"]
-    print("rollout benchmark")
-    print(f"  generate, whole history again  {sampled / plain['generate']:8.0f} tokens/s  {plain['generate']:6.2f} s")
-    print(f"  this engine                    {sampled / seconds:8.0f} tokens/s  {seconds:6.2f} s  ",
-          ", ".join(f"{k} {v:.2f}" for k, v in parts.items()))
-    print(f"  ratio                          {plain['generate'] / seconds:8.1f}  ",
-          f"({sampled} sampled, {ours['prompt']} prompt tokens computed, {ours['copied']} copied)")
+
+
+def compare_with_generate(engine, talks, new, all_turns):
+    """Our rollouts against generate's, up to the same turn of the same conversations; returns ours."""
+    model, tokenizer, seconds = engine.model, engine.tokenizer, []
+    trajs, _ = play(engine, talks, all_turns[-1], new)
+    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, seconds)
+    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
+    last = [[x for x, k in zip(m, t.turn) if k == all_turns[-1] - 1] for m, t in zip(mine, trajs)]
+    print(f"ours = generate's own            {largest_gap(last, plain_logps.tolist()):.1e}\n")
+    print("rollout benchmark                   turns    tokens/s   generate's    ratio")
+    for turns in all_turns:
+        clocks = [play(engine, talks, turns, new)[1] for _ in range(3)]
+        clock = sorted(clocks, key=spent)[1]
+        plain = sum(seconds[:turns])
+        print(f"{turns:41}{clock['sampled'] / spent(clock):12.0f}{clock['sampled'] / plain:13.0f}"
+              f"{plain / spent(clock):9.1f}   " + ", ".join(f"{k} {clock[k]:.2f}" for k in ("prefill", "decode")))
+    return trajs
+
+
+def main(argv):
+    quick = "--quick" in argv
+    shape = next((arg.removeprefix("--shape=") for arg in argv if arg.startswith("--shape=")), "")
+    if shape:
+        return roofline(shape)
+    talks, all_turns, new = (16, (2, 4), 16) if quick else (64, (4, 8, 16), 20)
+    ours, naive, gap = memory_of_log_probs(512 if quick else 1024)
+    with open(__file__) as f:
+        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
+          f"x {all_turns[-1]} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+    engine = Engine(model, tokenizer, rows=talks, max_len=2048)
+    play(engine, 4, 1, 4)  # warm-up
+    self_checks(model, tokenizer, play(engine, talks, all_turns[0], new)[0], new)
+    trajs = compare_with_generate(engine, talks, new, all_turns)
+    # the turns that are compared, their context before, and what is heard before each
+    few, many = all_turns[0], all_turns[-1]
+    start = [[t.turn.index(k - 1) for k in (few, many)] for t in trajs]
+    short, long = (int(np.mean(column)) for column in zip(*start))
+    heard = (long - short) // (many - few) - new
+    late_turn, early_turn = (turn_seconds(engine, talks, n - heard, heard, new) for n in (long, short))
+    cost = late_turn / early_turn
+    print(f"\na token of turn {many} costs {cost:.1f} of turn {few}'s; its context is {long / short:.1f} times as long")
+    floor = floor_seconds(engine, talks, short)
+    step = turn_seconds(engine, talks, short) / 20
+    print(f"a decode step of {talks} rows at {short} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its floor "
+          f"of matrix products and attention")
+    turns = 2 if quick else 8
+    _, late = play(engine, talks, turns, new, LateEnv)
+    alone, work = play(engine, 1, turns, new)[1], play(engine, talks, turns, new)[1]
+    bound = max(turns + spent(alone), spent(work))
+    print(f"a user who takes 1 s, {talks} x {turns} turns: {spent(late):.1f} s, {spent(late) / bound:.2f} times the "
+          "bound of waiting or working alone")
+    print(f"log-probs over 151,936 words, with gradient: {ours / 2**20:.0f} MB, the naive way {naive / 2**20:.0f} MB "
+          f"({ours / naive:.2f}); gradients differ by {gap:.0e}")
+
+
+SHAPES = {"tiny": (128, 3, 4, 2, 32, 256, 2048), "0.6B": (1024, 28, 16, 8, 128, 3072, 151_936),
+          "1.7B": (2048, 28, 16, 8, 128, 6144, 151_936), "4B": (2560, 36, 32, 8, 128, 9728, 151_936)}
+
+
+def roofline(shape, length=512):
+    """Decode steps of a Qwen3 shape with random weights: tokens/s, and the share of the time that reading weights and
+    cache once takes at the bandwidth of a large copy; then, that CUDA graphs change nothing and survive an update."""
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    if shape not in SHAPES or (on == "cpu" and shape != "tiny"):
+        sys.exit(f"grpo.py: --shape is one of {', '.join(SHAPES)}" + ("; on a CPU, tiny" if on == "cpu" else ""))
+    hidden, layers, heads, kv, size, ffn, words = SHAPES[shape]
+    config = Qwen3Config(vocab_size=words, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+                         num_key_value_heads=kv, head_dim=size, intermediate_size=ffn, tie_word_embeddings=True)
+    small, tokenizer = tiny_policy([__doc__])
+    with torch.device(on):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on == "cuda" else torch.float32).eval()
+    block = torch.zeros(1 << 28 if on == "cuda" else 1 << 24, device=on)
+    bandwidth = 8 * block.numel() / median_seconds(block.clone)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"{shape}: {weights / 1e9:.2f} GB of weights, {bandwidth / 1e9:.0f} GB/s, {length} tokens of context, "
+          f"{torch.cuda.get_device_name() if on == 'cuda' else 'CPU'}")
+    print("rows     tokens/s   of the roofline   without graphs")
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        both = []
+        for graphs in (True, False):
+            engine = Engine(model, tokenizer, rows=rows, max_len=2 * length, graphs=graphs)
+            both.append(turn_seconds(engine, rows, length - 20) / 20)
+            cache = engine.kv.numel() * engine.kv.element_size() * length / engine.kv.shape[-2]
+        seconds = [(weights + cache) / bandwidth / step for step in both]
+        print(f"{rows:4}{rows / both[0]:13.0f}{100 * seconds[0]:16.0f} %{100 * seconds[1]:14.0f} %", flush=True)
+    small.to(on)
+    played = []
+    for graphs in (True, False):
+        engine = Engine(small, tokenizer, rows=8, max_len=1024, graphs=graphs)
+        played.append(play(engine, 8, 3, 16)[0])
+        if graphs:
+            model = copy.deepcopy(small.state_dict())
+            grpo_step(small, make_optimizer(small, 1e-3), played[0], [[1.0] * 3] * 8, lr=1e-3)
+            after = play(engine, 8, 3, 16)[0]
+            gap = largest_gap([t.logps for t in after], token_logps(small, after))
+            small.load_state_dict(model)
+    same = all(a.ids == b.ids for a, b in zip(*played))
+    print(f"graphs on = off: {'the same tokens' if same else 'tokens DIFFER'}; cached = uncached after an update: "
+          f"{gap:.1e}")
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main(sys.argv[1:])

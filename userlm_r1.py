@@ -1492,8 +1492,8 @@ class Page:
     def show(self, env: CallEnv) -> None:
         """The prompt of a call."""
         first, _ = env.reset()
-        self.out.extend(grpo.message_ids(self.tokenizer, "system", env.system_prompt), 0)
-        self.out.extend(grpo.message_ids(self.tokenizer, "user", first), 0)
+        opening = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+        self.out.extend(grpo.opening_ids(self.tokenizer, opening)[0], 0)
         self.out.extend(grpo.reply_ids(self.tokenizer), 0)
 
     def value(self, key: str, other_than: str | None = None) -> str:
@@ -1756,7 +1756,7 @@ def eval_(s: Settings) -> None:
     policy = s.slip
     if s.model != "teacher":
         model, tokenizer = grpo.chosen_policy(run.s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_call(s))
     run.begin()
     measure(run, policy, Path(run.s.model).name)
@@ -1794,7 +1794,7 @@ def chat(s: Settings) -> None:
     env.reset()
     sop = env.task["sop"]
     print(f"You are the {sop.desk}; a caller comes about \"{sop.case}\". You might begin: {env.agent}")
-    engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+    engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
     grpo.rollout(engine, [Desk(env)], seeds=[(s.seed, s.index)], temperature=s.eval_temperature or 1.0,
                  greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
 

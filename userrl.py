@@ -4,16 +4,19 @@
     python userrl.py sft   --name=cold                cold start only: imitate the scripted demonstrator
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
+    python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
+    python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
     python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
-    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3     every combination, and a table; or --study=…
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(training conversations in whole groups, with reward, credit and advantage of each turn), report.html, checkpoint/,
-best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
+(training conversations in whole groups, with reward, credit and advantage of each turn), talks.jsonl (every
+conversation of an evaluation, --save_talks), report.html, checkpoint/, best/ (--eval_every), reference/ (the policy
+that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
@@ -27,18 +30,22 @@ and learns and what a run is; this file which tasks are demonstrated, trained on
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
+import queue
 import random
 import re
 import signal
 import sys
+import threading
 import time
 import zlib
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import grpo                             # before torch: it sets how torch's threads wait
@@ -50,12 +57,11 @@ import rewards
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
-    model: str = "tiny"             # "tiny" (made here), run or checkpoint, hub name, MODULE:FUNCTION; eval: "expert"
+    model: str = "tiny"             # "tiny", a run, hub name, .gguf, MODULE:FUNCTION; eval: "expert", NAME@URL, too
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
-    preset: str = ""                # "quick": a study's run in a few minutes on one core; what is typed beside it counts
+    preset: str = ""                # "quick": a study in minutes a run, on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
-    micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
@@ -64,6 +70,8 @@ class Settings(grpo.RunSettings):
     sft_tokens: int = 3000          # tokens of demonstrations per optimiser step
     facts: int = 16                 # lines of plain text a step while a tiny model reads, half as many once it imitates
     drills: int = 32                # pieces of demonstrations a step while it reads, three quarters of that later
+    data: str = ""                  # sft: file of conversations (ShareGPT, talks.jsonl); else folder of original tasks
+    keep: str = ""                  # of talks.jsonl: "top:N" the best N of each task, "solved", "least:X" by return
     # GRPO
     steps: int = 42                 # each: rollouts, then an update
     lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
@@ -85,10 +93,12 @@ class Settings(grpo.RunSettings):
     resample: int = 0               # rounds of replacements for groups without signal (DAPO's dynamic sampling)
     # conversations
     max_turns: int = 16             # of a conversation
+    form: str = "brackets"          # how the agent writes: "[choice] content", or "tool" (UserRL's call, long prompts)
     tier: str = "22"                # travel: preferences per aspect; several as 22,33, or "all"
     choice: str = "single"          # travel: one answer per aspect, or "multi"
     wrong: int = 6                  # travel: wrong options per aspect (UserBench: 10)
     noise: int = 0                  # travel: noise options per aspect (UserBench: 5)
+    classic: bool = False           # the rules as released, in every gym; travel pays as there, tau has 30 turns
     env: str = ""                   # other options of gyms: "travel.search_reward=0,travel.preference_reward=.8"
     user: str = "scripted"          # or userlm:runs/<name>, llm:MODEL@URL, llm:FOLDER, MODULE:ARGUMENT, mix:A,B
     user_noise: float = 0.0         # probability that the scripted user misunderstands
@@ -107,6 +117,9 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
+    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
+    timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
     # studies
@@ -119,7 +132,8 @@ class Settings(grpo.RunSettings):
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant"), "preset": ("", "quick")}
+               "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS),
+               "preset": ("", "quick")}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
              "llm_context": 64, "seeds": 1}
@@ -150,6 +164,11 @@ class Settings(grpo.RunSettings):
         steps = {key: max(1, round(getattr(cls, key) * minutes / 10)) for key in ("sft_steps", "steps")}
         return {**values, **steps}
 
+    @property
+    def files(self) -> str:
+        """--data where it is a folder: of the original projects' task files."""
+        return self.data if self.data and Path(self.data).is_dir() else ""
+
     def check(self) -> None:
         super().check()
         if not 0 <= self.reading < 1 or not self.slip <= 1 >= max(self.user_noise, self.user_vague):
@@ -158,12 +177,15 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
+        kept([], self.keep)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
-        if not gym_names(self):
+        if not chosen(self):
             raise ValueError("--gyms names no gym")
+        if self.files:
+            check_data(self)
         for gym in gym_names(self):
             for index in range(1 + self.tier.count(",")):               # several tiers take turns
-                make_env(self, gym, index, "train", None)
+                make_env(self, gym, index, self.split if self.files else "train", None)
         env_options(self, "")                                           # also of gyms that nobody plays
         for gym in listed(self.hold_out):
             if gym not in envs.GYMS:
@@ -185,6 +207,12 @@ COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl
 
 # ---------------------------------------------------------------------------------------------- tasks and users
 
+# Settings of UserRL's own beside the rules: of a gym, or of a gym in a split.
+CLASSIC = {"tau": {"max_turns": 30},
+           ("travel", "train"): {"search_reward": 0.0, "preference_reward": 0.8},
+           "travel": {"search_reward": 0.2, "preference_reward": 0.6}}
+
+
 def listed(text: str) -> list[str]:
     """["a", "b"] from "a, b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -198,13 +226,34 @@ def chosen(s: Settings) -> list[str]:
 
 
 def gym_names(s: Settings) -> list[str]:
-    """The gyms that are evaluated."""
-    return list(dict.fromkeys(chosen(s)))
+    """The gyms that are evaluated; of original files, those whose --split is there."""
+    names = dict.fromkeys(chosen(s))
+    return [gym for gym in names if not s.files or not lacking(s, gym, s.split)]
 
 
 def trained(s: Settings) -> list[str]:
     """The gyms that are trained, in turn: one that is named twice in --gyms has twice the share."""
     return [name for name in chosen(s) if name not in listed(s.hold_out)]
+
+
+def lacking(s: Settings, gym: str, split: str) -> str:
+    """Why --data has no such tasks; "" if it has."""
+    try:
+        return "" if envs.published_tasks(gym, s.files, split) else "no task"
+    except ValueError as error:
+        return str(error)
+
+
+def check_data(s: Settings) -> None:
+    """ValueError for a gym whose tasks are beyond a user that goes by rules, or of which --data has no task at all."""
+    rules = any(name.partition(":")[0] in ("scripted", "userlm") for name in users(s))
+    beyond = [f"{gym} ({envs.BEYOND_RULES[gym]})" for gym in dict.fromkeys(chosen(s)) if gym in envs.BEYOND_RULES]
+    if rules and beyond:
+        raise ValueError(f"--data: rules know too little of {', '.join(beyond)}: give a language model, "
+                         "--user=llm:MODEL@http://server/v1 or --user=llm:FOLDER, or leave them out of --gyms")
+    for gym in chosen(s):
+        if lacking(s, gym, "train") and (why := lacking(s, gym, "test")):
+            raise ValueError(f"--data: {why}")
 
 
 def env_options(s: Settings, gym: str) -> dict:
@@ -226,19 +275,29 @@ def env_options(s: Settings, gym: str) -> dict:
 
 def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
     """The index-th task of a gym in a split, by the settings; ValueError for an option that the gym has not."""
-    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience}
-    if gym == "travel":
+    options = {"max_turns": s.max_turns, "persona": s.persona, "patience": s.patience, "form": s.form}
+    task = None
+    if s.files:
+        tasks = envs.published_tasks(gym, s.files, split)
+        task = tasks[index % len(tasks)]
+    elif gym == "travel":
         # several tiers take turns
         tiers = envs.TRAVEL_TIERS if s.tier == "all" else s.tier.split(",")
         options["tier"] = tiers[index % len(tiers)]
         index //= len(tiers)
-        options |= {"wrong": s.wrong, "noise": s.noise, "one_choice": s.choice == "single"}
-    return envs.make(gym, index, split, user=user, **{**options, **env_options(s, gym)})
+        options |= {"wrong": s.wrong, "noise": s.noise}
+    if gym == "travel":
+        options["one_choice"] = s.choice == "single"
+    if gym == "tau" and s.files:
+        options["data"] = s.files
+    if s.classic:
+        options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
+    return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym)})
 
 
 def first_envs(s: Settings) -> dict[str, envs.Env]:
     """Each gym that is evaluated, on its first held-out task: for `grpo.must_fit`, which reads the opening alone."""
-    return {gym: make_env(s, gym, 0, "test", None) for gym in gym_names(s)}
+    return {gym: make_env(s, gym, 0, s.split if s.files else "test", None) for gym in gym_names(s)}
 
 
 def users(s: Settings) -> list[str]:
@@ -338,6 +397,17 @@ class Request:
         yield                                                           # a generator, like every env's turn
 
 
+def opening(env: envs.Env, first: str) -> list[dict]:
+    """What stands before the agent's first turn, as chat messages."""
+    return [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
+
+
+def exchange(env: envs.Env, action: str, feedback: str) -> list[dict]:
+    """A turn and the reply to it, as chat messages."""
+    heard = {"role": "tool" if env.tools else "user", "content": feedback}
+    return [{"role": "assistant", "content": action}, heard]
+
+
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
     gyms = trained(s)
@@ -347,12 +417,11 @@ def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     index = lap * gyms.count(gym) + gyms[:place].count(gym)
     env = make_env(s, gym, index % s.demos, "train", user)
     first, _ = env.reset()
-    talk = [{"role": "system", "content": env.system_prompt}, {"role": "user", "content": first}]
-    over = False
+    talk, over = opening(env, first), False
     while not over and env.turns < turns:
         action = envs.expert(env, slip=s.slip)
         text, _, terminated, truncated, _ = env.step(action)
-        talk += [{"role": "assistant", "content": action}, {"role": "user", "content": text}]
+        talk += exchange(env, action, text)
         over = terminated or truncated
     return talk[:-1]                                                    # nobody reads the last feedback
 
@@ -386,7 +455,10 @@ def reference_text(s: Settings, index: int, lines: int) -> list[str]:
 
 # Why a conversation ended: what the files say of it, and the table.
 ENDINGS = {"done": "done", "truncated": "turn limit", "length": "context full", "left": "user left",
-           "user_error": "user error"}
+           "user_error": "user error", "agent_error": "agent failed"}
+
+
+FAILED = ("user_error", "agent_error")         # neither's fault: such an episode is counted, and not scored
 
 
 def ending(env: envs.Env, status: str) -> str:
@@ -397,7 +469,7 @@ def ending(env: envs.Env, status: str) -> str:
 def counted(endings) -> dict[str, int]:
     """How many conversations ended in each way."""
     endings = list(endings)
-    return {how: endings.count(how) for how in ENDINGS}
+    return {how: endings.count(how) for how in ENDINGS if how != "agent_error" or how in endings}
 
 
 def average(values) -> float | None:
@@ -413,26 +485,47 @@ def interval(values: list[float]) -> dict:
 
 
 def summarise(gym_episodes: dict[str, list[dict]], user: str, samples: int = 1) -> dict:
-    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages.
+    """Per gym: return with its 95 % half width, success, turns, UserRL's efficiency metrics; macro, micro averages,
+    and with all eight gyms UserRL's own.
 
     gym_episodes: gym -> one {"task": id, "rewards": […], "solved": bool, "status": one of ENDINGS, "error": str} an
     episode, in travel also "tier" and "metrics".  Episodes whose user failed are counted, not scored; where a gym has
     no other, its numbers and the averages are None.  Intervals are over tasks: samples of one are averaged.
     """
     table = {gym: gym_summary(episodes, samples) for gym, episodes in gym_episodes.items()}
+    userrl = {"userrl": userrl_average(table, gym_episodes["travel"])} if set(TEST_ROWS) <= set(table) else {}
     gyms = list(table.values())
     macro = micro = interval([])
     if all(gym["n"] for gym in gyms):
         macro = {"return": average(gym["return"] for gym in gyms),
                  "ci95": math.sqrt(sum(gym["ci95"] ** 2 for gym in gyms)) / len(gyms)}
         micro = interval([value for gym in gyms for value in gym["returns"].values()])
-    return {"gyms": table, "macro": macro, "micro": micro, "user": user}
+    return {"gyms": table, "macro": macro, "micro": micro, **userrl, "user": user}
+
+
+# How many tasks UserRL tests a gym with: the weights of its average.
+TEST_ROWS = {"travel": 471, "turtle": 48, "function": 78, "tau": 165, "persuade": 42, "intention": 40,
+             "telepathy": 41, "search": 125}
+
+
+def userrl_average(table: dict[str, dict], trips: list[dict]) -> dict:
+    """UserRL's own average over all eight gyms, with its half width; None where a gym was not measured.
+
+    Weighted by TEST_ROWS; travel counts by its score, the mean over aspects of the best answer's value.
+    """
+    scored = [{**e, "rewards": [e["metrics"]["score"]]} for e in trips if e["status"] not in FAILED]
+    rows = {**table, "travel": gym_summary(scored, 1)}
+    weight = {gym: count / sum(TEST_ROWS.values()) for gym, count in TEST_ROWS.items()}
+    if not all(rows[gym]["n"] for gym in weight):
+        return interval([])
+    return {"return": sum(weight[gym] * rows[gym]["return"] for gym in weight),
+            "ci95": math.sqrt(sum((weight[gym] * rows[gym]["ci95"]) ** 2 for gym in weight))}
 
 
 def gym_summary(episodes: list[dict], samples: int) -> dict:
     """A gym's row of `summarise`."""
-    scored = [e for e in episodes if e["status"] != "user_error"]
-    errors = [e["error"] for e in episodes if e["status"] == "user_error"]
+    scored = [e for e in episodes if e["status"] not in FAILED]
+    errors, failures = ([e["error"] for e in episodes if e["status"] == whose] for whose in FAILED)
     tasks: dict[str, list] = {}
     for e in scored:
         tasks.setdefault(e["task"], []).append(e)
@@ -446,6 +539,8 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
            "returns": returns}
     if errors:
         row["user_error"] = errors[0]
+    if failures:
+        row |= {"agent_errors": len(failures), "agent_error": failures[0]}
     if samples > 1:
         whole = [same for same in tasks.values() if len(same) == samples]
         solved = [sum(e["solved"] for e in same) for same in whole]
@@ -462,6 +557,7 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
 USERBENCH = {"score": "score", "best_exist": "best", "correct_exist": "correct", "valid_search": "search%",
              "valid_action": "action%", "active": "active", "passive": "passive", "first_valid": "first",
              "timing": "timing"}
+USERBENCH_LEVELS = {"easy": ("22", "2222"), "medium": ("33", "233", "333"), "hard": ("44", "334", "444")}
 USERBENCH_NOTE = """\
 (score: mean value of the answers; best, correct: aspects with the best, with a suiting answer; search%, action%:
  moves that got the task further, of all such moves; active, passive: preferences that were asked for, volunteered;
@@ -470,13 +566,18 @@ USERBENCH_NOTE = """\
 
 
 def userbench(episodes: list[dict]) -> dict[str, dict]:
-    """UserBench's metrics (arXiv 2507.22034) of travel episodes, per tier and overall; None where there was no case.
+    """UserBench's metrics (arXiv 2507.22034) of travel episodes; None where there was no case.
+
+    Rows: each tier, overall, and where there are several tiers easy, medium and hard, as far as they were played.
 
     Valid searches and actions are shares of all that these episodes tried, all else is a mean over episodes.
     """
     tiers = {"overall": episodes}
     for e in episodes:
         tiers.setdefault(e["tier"], []).append(e)
+    for level, its in USERBENCH_LEVELS.items() if len(tiers) > 2 else []:
+        some = [e for e in episodes if e["tier"] in its]
+        tiers |= {level: some} if some else {}
     table = {}
     for tier, some in tiers.items():
         rows = [e["metrics"] for e in some]
@@ -492,62 +593,207 @@ def userbench(episodes: list[dict]) -> dict[str, dict]:
 SCRIPTED = ("expert", "demonstrator")          # policies without a model; the second errs as often as --slip says
 
 
-def evaluate(s: Settings, policy, user, tasks: int, split: str = "test") -> dict:
-    """Play `tasks` tasks of the split a gym, each `samples` times.  policy: a grpo.Engine, "expert", or "demonstrator".
+def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=None, note=None) -> dict:
+    """Play `tasks` tasks of the split a gym, each `samples` times; of the tasks of files at most as many as there are.
 
-    Touches no random state but its own, which depends on the task: alone or among others, a gym plays the same.
-    If it could not be played to its end, "failed" says why, and there are no numbers.  "talks" has, per gym, the
-    conversation on its first task: {"history": [[role, text], …], "rewards": […], "status": one of ENDINGS}.
+    policy: a grpo.Engine, an envs.Server, "expert", or "demonstrator".  Touches no random state but its own, which
+    depends on the task: alone or among others, a gym plays the same.  If it could not be played to its end, "failed"
+    says why, and there are no numbers.  "talks" has, per gym, the conversation on its first task: {"history": [[role,
+    text], …], "rewards": […], "status": one of ENDINGS}.  note(line) hears of each episode (see `played`) when it is
+    over, in the first process; known: (gym, index, sample) -> the line of one that need not be played again.
     """
-    every = itertools.product(gym_names(s), range(tasks), range(s.samples))
-    mine, talks, failed = [], {}, ""
+    every, known = [], known or {}
+    for gym in gym_names(s):
+        count = min(tasks, len(envs.published_tasks(gym, s.files, split))) if s.files else tasks
+        every += itertools.product([gym], range(count), range(s.samples))
+    mine, failed = [], ""
     try:
-        mine, talks = played(s, policy, user, list(every)[grpo.rank()::grpo.world()], split)
+        for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
+                           split):
+            if note and not grpo.rank():
+                note(line)
+            thoughts = open_thoughts(line["messages"])
+            line |= {"open": thoughts} if thoughts else {}
+            if not note and (line["index"] or line["sample"]):
+                del line["messages"]                                    # nobody will read it
+            mine.append(line)
     except (envs.UserError, OSError, NotImplementedError) as error:     # all processes must hear of it
         failed = grpo.reason(error)
-    everyone = grpo.gather([mine, talks, failed])
-    failed = max(why for *_, why in everyone)
+    everyone = grpo.gather([mine, failed])
+    failed = max(why for _, why in everyone)
+    lines = list(itertools.chain(*(theirs for theirs, _ in everyone)))
+    if note:
+        for line in lines[len(mine):] if not grpo.rank() else []:
+            note(line)
+        lines += [known[task] for task in every if task in known]
+        lines.sort(key=lambda line: (line["index"], line["sample"]))
     episodes: dict[str, list] = {gym: [] for gym in gym_names(s)}
-    for theirs, first, _ in everyone if not failed else []:
-        talks |= first
-        for gym, episode in theirs:
-            episodes[gym].append(episode)
+    talks = {}
+    for line in lines if not failed else []:
+        episodes[line["gym"]].append(line)
+        if line["index"] == line["sample"] == 0 and line["messages"]:
+            history = [["agent" if m["role"] == "assistant" else "user", m["content"]] for m in line["messages"][1:]]
+            talks[line["gym"]] = {"history": history, "rewards": line["rewards"], "status": line["status"]}
+    turns = sum(len(line["rewards"]) for line in lines)
+    if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
+        print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
+              f"{s.max_new_tokens}), or leave out --thinking", flush=True)
     prompts = f" (prompts {s.llm_prompts})" if s.llm_prompts else ""
     who = (f"{s.user} user{prompts}, noise {s.user_noise}, vague {s.user_vague}, persona {s.persona or 'drawn'}, "
-           f"patience {s.patience or 'endless'}")
+           f"patience {s.patience or 'endless'}" + (f", {split} tasks" if split != "test" else "")
+           + (", classic rules" if s.classic else "") + (f", tasks of {s.files}" if s.files else ""))
     return summarise(episodes, who, s.samples) | ({"failed": failed} if failed else {"talks": talks})
 
 
-def played(s: Settings, policy, user, tasks: list[tuple], split: str) -> tuple[list[tuple[str, dict]], dict]:
-    """(gym, what is kept of an episode, as JSON) for each (gym, index, sample); the talks of `evaluate`."""
+def played(s: Settings, policy, user, tasks: list[tuple], split: str):
+    """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
+
+    {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    """
     todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
             for gym, index, again in tasks]
     if policy in SCRIPTED:
         act = partial(envs.expert, slip=s.slip) if policy == "demonstrator" else envs.expert
-        outcomes = [scripted_outcome(env, earned) for env, earned in zip(todo, envs.play_together(todo, act))]
+        outcomes = enumerate(map(scripted_outcome, todo, envs.play_together(todo, act)))
+    elif isinstance(policy, envs.Server):
+        outcomes = served_episodes(s, policy, todo)
     else:
         # 1 is evaluation's stream of random numbers; training's are (s.seed, 3, …)
         seeds = [(1, zlib.crc32(env.task["id"].encode()), again) for env, (_, _, again) in zip(todo, tasks)]
         rollouts = grpo.rollout(policy, todo, seeds=seeds, temperature=s.eval_temperature or 1.0,
-                               greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
-        outcomes = [(talk.turn_rewards, talk.status, talk.error) for talk in rollouts]
-    kept, talks = [], {}
-    for env, (_, index, again), (earned, status, error) in zip(todo, tasks, outcomes):
-        row = {"task": env.task["id"], "rewards": earned, "solved": env.solved, "status": ending(env, status),
-               "error": error}
-        if env.name == "travel" and status != "user_error":
-            row |= {"tier": env.task["tier"], "metrics": env.metrics()}
-        kept.append((env.name, row))
-        if index == again == 0:
-            talks[env.name] = {"history": env.history, "rewards": earned, "status": row["status"]}
-    return kept, talks
+                                greedy=s.eval_temperature == 0, max_new_tokens=s.max_new_tokens)
+        outcomes = enumerate((talk.messages, talk.turn_rewards, talk.status, talk.error) for talk in rollouts)
+    for at, (messages, earned, status, error) in outcomes:
+        env, (_, index, again) = todo[at], tasks[at]
+        line = {"gym": env.name, "index": index, "sample": again, "split": split, "task": env.task["id"],
+                "rewards": earned, "solved": env.solved, "status": ending(env, status), "error": error,
+                "messages": messages, **({"tools": env.tools} if env.tools else {})}
+        if env.name == "travel" and status not in FAILED:
+            line |= {"tier": env.task["tier"], "metrics": env.metrics()}
+        yield line
 
 
-def scripted_outcome(env: envs.Env, earned) -> tuple[list[float], str, str]:
-    """Rewards, status and error of an episode: what `envs.play_together` says of it."""
+def scripted_outcome(env: envs.Env, earned) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode: what `envs.play_together` says of it."""
+    talk = opening(env, env.history[0][1])
+    for (_, action), (_, feedback) in zip(env.history[1::2], env.history[2::2]):
+        talk += exchange(env, action, feedback)
     if isinstance(earned, Exception):
-        return [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
-    return earned, env.ended or "done", ""
+        return talk, [], "user_error", f"{type(earned).__name__}: {grpo.reason(earned)}"
+    return talk, earned, env.ended or "done", ""
+
+
+def converse(env: envs.Env, act, lock=None) -> tuple[list[dict], list[float], str, str]:
+    """Messages, rewards, status and error of an episode of act(env, messages) -> what the agent says.
+
+    OSError and UserError end it, as a failure of whom they come from.  lock: held while the env has its turn.
+    """
+    first, _ = env.reset()
+    talk, earned, over, whose = opening(env, first), [], False, ""
+    try:
+        while not over:
+            whose = "agent_error"
+            action = act(env, talk)
+            whose = "user_error"
+            with lock or contextlib.nullcontext():
+                text, reward, terminated, truncated, _ = env.step(action)
+            talk += exchange(env, action, text)
+            earned.append(reward)
+            over = terminated or truncated
+    except (envs.UserError, OSError) as error:
+        return talk, [], whose, f"{type(error).__name__}: {grpo.reason(error)}"
+    return talk, earned, env.ended or "done", ""
+
+
+def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
+    """Episodes of a served model, --rows at once on threads: yields (position, what `converse` gives) as they end.
+
+    When as many in a row have failed as are played at once, the server is gone, and the rest fails unasked.
+    """
+    waiting, over, lock = deque(enumerate(todo)), queue.SimpleQueue(), threading.Lock()
+
+    def act(env, talk):
+        if grpo.interrupted:
+            raise grpo.Stop
+        fields = {"tools": env.tools} if env.tools else {}
+        return said_by(server.chat(wire(talk, bool(env.tools)), max_tokens=s.max_new_tokens,
+                                   temperature=s.eval_temperature, **fields))
+
+    def work():
+        with contextlib.suppress(IndexError):                           # when nobody waits any more
+            while True:
+                at, env = waiting.popleft()
+                try:
+                    # a user that is a model of ours answers one thread at a time
+                    over.put((at, converse(env, act, None if getattr(env.user, "slow", False) else lock)))
+                except BaseException as error:
+                    over.put((at, error))
+    threads = min(s.rows, len(todo))
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True).start()              # Ctrl-C, twice, waits for no server
+    failures, began = 0, time.time()
+    for count in range(1, len(todo) + 1):
+        at, outcome = over.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        yield at, outcome
+        failures = failures + 1 if outcome[2] == "agent_error" else 0
+        if failures >= max(threads, 8):
+            unasked = [waiting.popleft() for _ in range(len(waiting))]
+            yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
+            for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
+                yield over.get()
+            return
+        if count % max(1, len(todo) // 10) == 0:
+            print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
+
+
+def wire(talk: list[dict], tools: bool) -> list[dict]:
+    """A conversation as an OpenAI-compatible server takes it: without thoughts; calls of tools in a field of their own.
+
+    Where a turn is no call that can be read, the reply to it comes from the user: a server takes no other.
+    """
+    messages: list[dict] = []
+    for i, m in enumerate(talk):
+        role, text = m["role"], m["content"]
+        if role == "assistant":
+            text = text.rpartition("</think>")[2].strip()
+            before, tag, after = text.partition("<tool_call>")
+            try:
+                call, _ = json.JSONDecoder().raw_decode(after.strip()) if tag and tools else ({}, 0)
+                function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+                calls = [{"id": f"call_{i}", "type": "function", "function": function}]
+                messages.append({"role": role, "content": before.strip(), "tool_calls": calls})
+                continue
+            except (ValueError, LookupError, TypeError):
+                pass
+        if role == "tool" and "tool_calls" in messages[-1]:
+            messages.append({"role": role, "tool_call_id": f"call_{i - 1}", "content": text})
+            continue
+        messages.append({"role": "user" if role == "tool" else role, "content": text})
+    return messages
+
+
+def said_by(message: dict) -> str:
+    """What a server's message says, as one text: its thought, its words, and its first call of a tool."""
+    text = message.get("content") or ""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and "</think>" not in text:
+        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+    with contextlib.suppress(LookupError, TypeError):                   # calls that are none
+        function = message["tool_calls"][0]["function"]
+        call = {"name": function["name"], "arguments": function["arguments"]}
+        with contextlib.suppress(ValueError, TypeError):
+            call["arguments"] = json.loads(call["arguments"])
+        text += f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return envs.well_formed(text)
+
+
+def open_thoughts(messages: list[dict]) -> int:
+    """How many turns are a thought that was never closed."""
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    return sum(text.lstrip().startswith("<think>") and "</think>" not in text for text in said)
 
 
 def shown(x: dict) -> str:
@@ -573,15 +819,17 @@ def print_table(columns: dict[str, dict]) -> None:
         print(f"{title:28}" + "".join(f"{cell:>17}" for cell in cells))
     several = list(columns.values())
     print()
-    line("return on held-out tasks", [short(name) for name in columns])
+    line("return on held-out tasks", [short(re.sub("@https?://.*", "…", name)) for name in columns])
     for gym in several[-1]["gyms"]:
         n = max(c["gyms"][gym]["n"] for c in several)
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
     for kind in ("macro", "micro"):
         line(f"{kind} average", [shown(c[kind]) for c in several])
+    if all("userrl" in c for c in several):
+        line("UserRL's own average", [shown(c["userrl"]) for c in several])
     solved = [average(row["success"] for row in c["gyms"].values()) for c in several]
     line("tasks solved", ["-" if share is None else f"{100 * share:.0f} %" for share in solved])
-    ended = [{how: sum(row["ended"][how] for row in c["gyms"].values()) for how in ENDINGS} for c in several]
+    ended = [{how: sum(row["ended"].get(how, 0) for row in c["gyms"].values()) for how in ENDINGS} for c in several]
     for how, words in ENDINGS.items():
         if how != "done" and any(counts[how] for counts in ended):
             line(f"ended: {words}", [percent(counts, how) for counts in ended])
@@ -595,15 +843,185 @@ def print_table(columns: dict[str, dict]) -> None:
                 print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
+            if "agent_error" in row:
+                print(f"{name}, {gym}: {row['agent_errors']} episodes failed, not counted as 0: {row['agent_error']}")
 
 
 def print_userbench(table: dict[str, dict]) -> None:
     """UserBench's metrics, a row a tier."""
     print(f"\n{'UserBench, tier':16}{'n':>6}" + "".join(f"{title:>9}" for title in USERBENCH.values()))
-    for tier in sorted(set(table) - {"overall"}) + ["overall"]:
+    levels = [level for level in USERBENCH_LEVELS if level in table] + ["overall"]
+    for tier in sorted(set(table) - set(levels)) + levels:
         cells = ["-" if table[tier][key] is None else f"{table[tier][key]:.3f}" for key in USERBENCH]
         print(f"{tier:16}{table[tier]['n']:6d}" + "".join(f"{cell:>9}" for cell in cells))
     print(USERBENCH_NOTE)
+
+
+# ---------------------------------------------------------------------------------------------- files of conversations
+
+def file_lines(path):
+    """(where, object) of each line of JSON Lines, or each entry of a JSON list; ValueError says where it is bad."""
+    try:
+        about = Path(path).stat()
+        if not Path(path).is_file() or about.st_size > envs.MAX_FILE:
+            raise ValueError(f"{path} must be a file of at most {envs.MAX_FILE >> 20} MB")
+        text = envs.well_formed(Path(path).read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
+    rows = []
+    try:
+        if text.lstrip().startswith("["):
+            rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
+        else:
+            for i, line in enumerate(text.split("\n"), 1):
+                where = f"{path}, line {i}"
+                rows += [(where, json.loads(line))] if line.strip() else []
+    except (ValueError, RecursionError) as error:
+        where = f"{path}, line {error.lineno}" if text.lstrip().startswith("[") and hasattr(error, "lineno") else where
+        raise ValueError(f"{where}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+    for where, entry in rows:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: must be an object")
+    return rows
+
+
+def read_talks(path: str) -> list[dict]:
+    """Conversations to imitate, {"messages", "tools", and what talks.jsonl has: "task", "gym", "rewards", "solved"}.
+
+    From JSON Lines or a JSON list of our own talks.jsonl, or of ShareGPT as UserRL has it: {"conversations": [{"from":
+    human | gpt | function_call | observation, "value": text}], "system": text, "tools": JSON of schemas}.
+    """
+    talks = []
+    for where, entry in file_lines(path):
+        try:
+            sharegpt = "conversations" in entry
+            messages = sharegpt_messages(entry) if sharegpt else own_messages(entry)
+            roles = [m["role"] for m in messages]
+            if "assistant" not in roles[1:] or roles[0] == "assistant":
+                raise ValueError("nobody speaks before the agent, or the agent says nothing")
+            talks.append({**({} if sharegpt else entry), "messages": messages, "tools": read_tools(entry.get("tools"))})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if not talks:
+        raise ValueError(f"{path} holds no conversation")
+    return talks
+
+
+def own_messages(entry: dict) -> list[dict]:
+    """The messages of a line of talks.jsonl, checked."""
+    messages = envs.need(entry, "messages", list)
+    for m in messages:
+        if envs.need(m, "role", str) not in ("system", "user", "assistant", "tool"):
+            raise ValueError(f"role {m['role']!r} is none of system, user, assistant, tool")
+        envs.need(m, "content", str)
+    return messages or [{"role": "assistant"}]
+
+
+SHAREGPT = {"system": "system", "human": "user", "gpt": "assistant", "function_call": "assistant",
+            "observation": "tool"}
+
+
+def sharegpt_messages(entry: dict) -> list[dict]:
+    """The chat messages of a ShareGPT entry; what a model says and the call that follows are one turn."""
+    system = entry.get("system") or ""
+    messages = [{"role": "system", "content": envs.need(entry, "system", str)}] if system else []
+    for turn in envs.need(entry, "conversations", list):
+        who, text = envs.need(turn, "from", str), envs.need(turn, "value", str)
+        if who not in SHAREGPT:
+            raise ValueError(f"from {who!r} is none of {', '.join(SHAREGPT)}")
+        if who == "function_call":
+            thought, end, call = text.rpartition("</think>")
+            text = thought + end + "\n" * bool(end) + read_call(call)
+        if messages and messages[-1]["role"] == SHAREGPT[who] == "assistant":
+            messages[-1]["content"] += "\n" + text
+        else:
+            messages.append({"role": SHAREGPT[who], "content": text})
+    return messages or [{"role": "assistant"}]
+
+
+def read_call(text: str) -> str:
+    """A ShareGPT call of a tool, or a list of them, in the form that a model writes."""
+    try:
+        calls = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"a function_call is JSON, not {text:.40}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    for call in calls:
+        envs.need(call, "name", str)
+    return "\n".join(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls)
+
+
+def read_tools(tools) -> list[dict] | None:
+    """Schemas of tools as {"type": "function", "function": …}, from a list of such or bare ones, or its JSON."""
+    try:
+        tools = json.loads(tools or "null") if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        raise ValueError("tools must be JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError("tools must be a list")
+    schemas = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    for schema in schemas:
+        envs.need(schema, "name", str)
+    return [{"type": "function", "function": schema} for schema in schemas]
+
+
+def kept(talks: list[dict], keep: str) -> list[dict]:
+    """The conversations that --keep names, rule after rule: the rest of rejection sampling."""
+    for rule in listed(keep):
+        name, _, number = rule.partition(":")
+        if not (rule == "solved" or name == "top" and re.fullmatch("[1-9][0-9]*", number)
+                or name == "least" and re.fullmatch(r"-?[0-9]*\.?[0-9]+", number)):
+            raise ValueError(f"--keep: {rule!r} is not top:N, solved or least:X")
+        if not all(isinstance(t.get("rewards"), list) and {"gym", "task", "solved"} <= t.keys() for t in talks):
+            raise ValueError("--keep goes by the rewards in talks.jsonl: this file has none")
+        if rule == "solved":
+            talks = [talk for talk in talks if talk["solved"]]
+        elif name == "least":
+            talks = [talk for talk in talks if sum(talk["rewards"]) >= float(number)]
+        else:
+            tasks: dict[tuple, list] = {}
+            for talk in talks:
+                tasks.setdefault((talk["gym"], talk["task"]), []).append(talk)
+            best = (sorted(same, key=lambda talk: -sum(talk["rewards"])) for same in tasks.values())
+            talks = list(itertools.chain(*(same[:int(number)] for same in best)))
+    return talks
+
+
+def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
+    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
+    fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
+    if not fit:
+        raise ValueError(f"--data: of {len(talks)} conversations none fits into --context={s.context}")
+    tokens = sum(len(traj.ids) for traj in fit)
+    if grpo.rank() == 0:
+        lap = math.ceil(tokens / s.sft_tokens)
+        print(f"{len(fit)} conversations, {tokens} tokens: once through them takes {lap} steps")
+        if len(fit) < len(talks):
+            print(f"! {len(talks) - len(fit)} more are longer than --context={s.context} and left out")
+        if bool(talks[0]["tools"]) != (s.form == "tool"):
+            print(f"! they are {'' if talks[0]['tools'] else 'not '}in form tool, the evaluation is in form {s.form}: "
+                  "see --form")
+    return fit
+
+
+@lru_cache(maxsize=2)
+def shuffled(seed: int, lap: int, count: int) -> list[int]:
+    """The order in which so many conversations are read the lap-th time."""
+    return random.Random(f"{seed}/data/{lap}").sample(range(count), count)
+
+
+def file_lesson(s: Settings, talks: list, step: int, number: int) -> tuple[list, int]:
+    """As `lesson`, from the conversations of --data: each once, in an order of its own, then all again in another."""
+    batch, used = [], 0
+    while used < s.sft_tokens / grpo.world():
+        lap, place = divmod(number, len(talks))
+        batch.append(talks[shuffled(s.seed, lap, len(talks))[place]])
+        used += len(batch[-1].ids)
+        number += grpo.world()
+    return batch, number
 
 
 # ---------------------------------------------------------------------------------------------- cold start
@@ -743,9 +1161,11 @@ def step_row(s: Settings, talks, counts: dict) -> dict:
     def mean(values):
         return float(np.mean(values)) if values else None
     gyms = {gym: mean([earned for name, earned, _ in everyone if name == gym]) for gym in dict.fromkeys(trained(s))}
-    return {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
-            "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
-            "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    row = {"return": mean([earned for _, earned, _ in everyone]) or 0.0, **gyms,
+           "dead": counts["dead"] / counts["groups"], "ended": counts["ended"],
+           "turns": mean([turns for *_, turns in everyone]) or 0.0}
+    [thoughts] = grpo.summed([sum(open_thoughts(talk.messages) for talk in talks)])
+    return {**row, "open_thoughts": thoughts / sum(turns for *_, turns in everyone)} if thoughts else row
 
 
 def per_gym(row: dict) -> str:
@@ -797,6 +1217,9 @@ def alarms(rows: list[dict], s: Settings) -> list[str]:
     if s.updates == 1 and kl > 1e-3:
         lines.append(f"sampler and trainer disagree, kl old {kl:.1e} in place of about 0: use a checkpoint in float32, "
                      "or --ratio=sequence")
+    if (thoughts := average(row.get("open_thoughts", 0.0) for row in recent)) > 0.1:
+        lines.append(f"{100 * thoughts:.0f} % of the turns are a thought that was never closed: raise --max_new_tokens "
+                     f"(now {s.max_new_tokens}), or leave out --thinking")
     failed = sum(row["ended"]["user_error"] for row in recent) / sum(sum(row["ended"].values()) for row in recent)
     if failed >= 0.25:
         lines.append(f"the user failed in {100 * failed:.0f} % of the conversations, which are lost: mend it, ask it "
@@ -956,12 +1379,16 @@ def before_and_after(run: grpo.Run) -> None:
 
 def measure(run: grpo.Run, policy, user, label: str) -> None:
     """Evaluate a policy, once, and say so."""
-    tasks = run.s.eval_tasks
+    s, tasks, keeps = run.s, run.s.eval_tasks, {}
     if label == "untrained":                                            # it rambles to every limit
         tasks = math.ceil(tasks / 16)
 
     def take():
-        result = evaluate(run.s, policy, user, tasks)
+        if s.save_talks or isinstance(policy, envs.Server):
+            [lines, *_] = grpo.gather([] if grpo.rank() else old_talks(run, label))
+            keeps["known"] = {(line["gym"], line["index"], line["sample"]): line for line in lines}
+            keeps["note"] = partial(note_talk, run, label)
+        result = evaluate(s, policy, user, tasks, s.split, **keeps)
         if counts := user_counts(user):
             result["user_counts"] = counts
         run.write("talks.json", {**run.read("talks.json", {}), label: result.pop("talks", {})})
@@ -976,6 +1403,29 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
     if spoken:
         print(f"   so far the user model spoke {spoken:.0f} times; {100 * replaced / spoken:.1f} % were unfit and said "
               "by the rules", flush=True)
+
+
+TALKS = "talks.jsonl"
+
+
+def old_talks(run: grpo.Run, label: str) -> list[dict]:
+    """What talks.jsonl has of a policy.  Its last line is dropped if a kill cut it short."""
+    file = run.path / TALKS
+    whole = file.read_bytes() if file.exists() else b""
+    if not whole.endswith(b"\n") and whole:
+        os.truncate(file, whole.rfind(b"\n") + 1)
+    lines = []
+    for where, line in file_lines(file) if file.exists() else []:
+        if not {"policy", "gym", "index", "sample", "task", "status", "rewards", "solved"} <= line.keys():
+            raise ValueError(f"{where}: no conversation of an evaluation")
+        lines.append(line)
+    return [line for line in lines if line["policy"] == label and line.get("split") == run.s.split]
+
+
+def note_talk(run: grpo.Run, label: str, line: dict) -> None:
+    """Keep a conversation in talks.jsonl, unless somebody failed in it: then it will be played again."""
+    if line["status"] not in FAILED:
+        run.log(TALKS, {"policy": label, **line})
 
 
 def user_sums(user, names) -> list[float]:
@@ -997,12 +1447,18 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     s, user = run.s, make_user(run.s)
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
+    written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+
     def texts():
-        talks = [demonstration(s, number, s.max_turns, scripted) for number in range(60 * len(trained(s)))]
+        shown = range(0 if written else 60 * len(trained(s)))
+        talks = [talk["messages"] for talk in written]
+        talks += [demonstration(s, number, s.max_turns, scripted) for number in shown]
         return [m["content"] for talk in talks for m in talk] + reference_text(s, 0, 2000)
     grpo.first_policy(run, texts, first_envs(s))
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
+    if written:
+        draw = partial(file_lesson, s, encoded(s, run.tokenizer, written))
     size = sum(p.numel() for p in run.model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
     if run.optimizer:
@@ -1011,18 +1467,23 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
         tell("untrained" if s.model == "tiny" else "start")
     teach = {"sft": partial(grpo.train_sft, run, draw, 0.0), "rl": partial(train_rl, run, user)}
     grpo.run_phases(run, phases, teach, tell)
-    if "sft" in phases:
+    if "sft" in phases and not written:
         measure(run, "demonstrator", user, "demonstrator")              # whom SFT imitated
-    measure(run, "expert", user, "expert")
+    if not s.files:
+        measure(run, "expert", user, "expert")
 
 
 def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """A run: the phases one after the other, then the table."""
-    if s.model in SCRIPTED:
+    if s.model in SCRIPTED or served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
+    if s.data and not s.files and "sft" not in phases:
+        raise ValueError(f"--data={s.data} is no folder of task files; a file to imitate is for sft and demo")
     if not trained(s):
         raise ValueError("--hold_out leaves no gym to train in")
-    for gym in trained(s) if "sft" in phases or s.model == "tiny" else []:
+    if s.files:
+        start_from_files(s, phases)
+    for gym in trained(s) if not s.data and ("sft" in phases or s.model == "tiny") else []:
         if envs.gym_class(gym).expert is envs.Env.expert:
             raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
     began = time.time()
@@ -1045,6 +1506,19 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
 
 
+def start_from_files(s: Settings, phases: tuple[str, ...]) -> None:
+    """ValueError if --data cannot be trained on so; says which gyms are trained without being evaluated."""
+    if "sft" in phases or s.model == "tiny":
+        raise ValueError("--data has no demonstrator, and no words for a tiny model: train or eval with --model=…")
+    for gym in trained(s):
+        if why := lacking(s, gym, "train"):
+            raise ValueError(f"--data: {why}; --hold_out={gym} only evaluates it")
+        if why := lacking(s, gym, s.split):
+            print(f"note: {gym} is trained and not evaluated: {why}")
+    if not gym_names(s):
+        raise ValueError(f"--data: {lacking(s, trained(s)[0], s.split)}")
+
+
 def demo(s: Settings) -> None:
     """Cold start, then GRPO; evaluated before, between and after."""
     start(s, "demo", ("sft", "rl"))
@@ -1062,34 +1536,68 @@ def train(s: Settings) -> None:
     start(s, "train", ("rl",))
 
 
+# What may differ between the columns of one table.
+OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
+                 "workers", "timeout", "save_talks")
+
+
 def eval_(s: Settings) -> None:
-    """Evaluate a checkpoint, or the scripted expert or demonstrator, on held-out tasks."""
+    """Evaluate a checkpoint, a served model, or the scripted expert or demonstrator, on held-out tasks.
+
+    With the --name of an earlier evaluation it adds a column, or goes on where it was stopped.
+    """
     if s.model == "tiny":
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
-        raise ValueError("eval starts anew each time; --resume is for demo, sft and train")
+        raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
     if s.tests:
         return examine(s)
-    run = grpo.Run(s, "eval")
-    user, policy = make_user(s), s.model
-    if policy not in SCRIPTED:
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
+    for gym in chosen(s) if s.files else []:
+        if why := lacking(s, gym, s.split):
+            raise ValueError(f"--data: {why}")
+        if s.model in SCRIPTED and gym != "function":
+            raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
+    policy = s.model
+    if served(s.model):
+        policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
+    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
+    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    s, user = run.s, make_user(run.s)
+    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
+    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+        del run.evals[label]                                            # the episodes that failed are played again
+    if isinstance(policy, envs.Server) and label not in run.evals:
+        policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
+    elif policy not in SCRIPTED and label not in run.evals:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
-    measure(run, policy, user, s.model)
+    try:
+        measure(run, policy, user, label)
+    except grpo.Stop:
+        if (run.path / TALKS).exists():
+            print(f"stopped; {run.path}/{TALKS} keeps what was played, and --name={run.path.name} goes on from there")
+        raise
+    if isinstance(policy, envs.Server) and policy.counts["requests"]:
+        c = policy.counts
+        each = c["seconds"] / c["requests"]
+        print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
+              f"tokens read, {c['completion_tokens']} written")
     print_table(run.evals)
-    if gym_names(s) == ["travel"] and run.evals[s.model]["gyms"]["travel"]["n"]:
-        print_userbench(run.evals[s.model]["gyms"]["travel"]["userbench"])
-    print(f"written to {run.path}/eval.json")
+    if gym_names(s) == ["travel"] and run.evals[label]["gyms"]["travel"]["n"]:
+        print_userbench(run.evals[label]["gyms"]["travel"]["userbench"])
+    print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
 
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
 
-    def __init__(self, system_prompt: str, first: str):
-        self.system_prompt, self.first = system_prompt, first
+    def __init__(self, system_prompt: str, first: str, tools: list[dict] | None = None):
+        self.system_prompt, self.first, self.tools = system_prompt, first, tools
 
     def reset(self):
         return self.first, {}
@@ -1103,15 +1611,15 @@ class Person:
 
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
-    gym = gym_names(s)[0]
+    gym = chosen(s)[0]
     env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
-        person = Person(env.system_prompt, input("you    ") or first)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        person = Person(env.system_prompt, input("you    ") or first, env.tools)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)
         return
@@ -1152,7 +1660,7 @@ STUDIES = {
         "grid": "gamma=1,0.95,0.8",
         "show": "turns effective_turns time_weighted"},
     "userbench": {
-        "question": "Travel: one choice or several, preferences spread or concentrated, how many turns, how many tries?",
+        "question": "Travel: one choice or several, wishes spread or concentrated, how many turns, how many tries?",
         "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
         "grid": "travel: gyms=travel",
         "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
@@ -1233,12 +1741,12 @@ def examine(s: Settings) -> None:
     if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
     run.begin()
-    for name, run.s in tests.items():
-        policy = s.model
+    for name, test in tests.items():
+        run.s, policy = test, s.model
         if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=run.s.rows, max_len=run.s.context)
-            grpo.must_fit(policy, first_envs(run.s))
-        measure(run, policy, make_user(run.s), name)
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            grpo.must_fit(policy, first_envs(test))
+        measure(run, policy, make_user(test), name)
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
         alike = list(alike)
         for first in range(0, len(alike), 6):                           # as many columns as fit
@@ -1500,8 +2008,9 @@ def study_lines(study: dict) -> list[str]:
         texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
         texts += [pm(row.get(key) for row in end) for key in show]
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    runs = [run for rows in cells.values() for run in rows.values()]
     for label in ("demonstrator", "expert"):
-        reached = [row[label]["return"] for rows in cells.values() for row in rows.values() if label in row]
+        reached = [run[label]["return"] for run in runs if label in run]
         if reached:
             lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
     lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
@@ -1574,8 +2083,8 @@ def separation(returns: dict[str, list[float]]) -> list[str]:
     gap = float(means[best] - means[worst])
     if not gap:
         return ["All cells earn the same."]
-    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; picked "
-             f"among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; "
+             f"picked among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
              f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
              + ("separated." if gap > least(seeds, .05 / pairs) else
                 "separated if it was the one pair to look at, not as the widest of all."
@@ -1617,7 +2126,9 @@ def ablate(s: Settings) -> None:
              "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
              "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
     gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
-    side_by_side = s.jobs or (1 if gpu else len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    side_by_side = s.jobs or (1 if gpu else cores)
+    keep_results(study)
     print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
     try:
         lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
@@ -1727,14 +2238,13 @@ def curves_picture(panels: dict[str, dict[str, list]]):
 def dots_picture(study: dict):
     """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
     cells = study["results"]["cells"]
-    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for rows in cells.values() for run in rows.values())]
+    runs, beside = [run for rows in cells.values() for run in rows.values()], {}
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for run in runs)]
     columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
     earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
     order = sorted(cells, key=earned.get)
-    beside = {}
     for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
-        values = [rows[label].get(column) for cell in cells.values() for rows in cell.values() if label in rows]
-        beside[column, label] = average(values)
+        beside[column, label] = average(run[label].get(column) for run in runs if label in run)
 
     def draw(figure):
         figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
@@ -1759,8 +2269,8 @@ def dots_picture(study: dict):
             axis.grid(axis="x")
             axis.locator_params(axis="x", nbins=4)
             axis.tick_params(axis="y", length=0)
-        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL (line), "
-                         "demonstrator (dashes), expert (dots)", fontsize=8)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
+                         "(line), demonstrator (dashes), expert (dots)", fontsize=8)
     return "cells", [], draw
 
 
@@ -1786,9 +2296,9 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
                 if values and None not in values:
                     means[rows_here.index(row), columns.index(column)] = average(values)
             # an expert far above would leave the others one colour; twice the range keeps it light enough for text
-            ranged = [value for (row, column), values in cells.items() if "expert" not in (row, column)
-                      for value in values if value is not None] or [0.0]
-            low, high = min(ranged), max(ranged)
+            usual = means[[row != "expert" for row in rows_here]][:, [column != "expert" for column in columns]]
+            known = usual[~np.isnan(usual)]
+            low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
             axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
             for (i, j), value in np.ndenumerate(means):
                 if not np.isnan(value):
@@ -1950,6 +2460,8 @@ def plot(s: Settings) -> None:
         if not study and "gyms" not in read_json(folder / "config.json"):
             raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
                              f"{folder} does not exist")
+        if study and study.get("results") == {"cells": {}, "tests": {}}:
+            raise ValueError(f"no run of {folder} is finished yet")
         try:
             pictures = study_pictures(folder, study) if study else run_pictures(folder)
         except (LookupError, TypeError, AttributeError) as error:

@@ -44,7 +44,7 @@ def results(name: str) -> dict:
 
 
 def test_a_killed_study_ends_with_the_same_table(inside, monkeypatch, capsys):
-    """Killed in its cold start, in a cell, in the last one: it goes on from the last checkpoint, of every second step."""
+    """Killed in its cold start, in a cell, in the last one: it goes on from its checkpoints, one every second step."""
     study = ["ablate", "--grid=turn=naive,em; combine=scale", "--seeds=1", *TINY]
     finish, steps, lost = grpo.Run.finish_step, [], []
 
@@ -247,9 +247,11 @@ def test_pictures_are_drawn(here):
 @pytest.mark.parametrize("argv, words", [
     (["plot"], "plot needs the folders"), (["plot", "runs/none"], "runs/none does not exist"),
     (["plot", "."], "is neither a run of userrl.py nor a study"), (["plot", "bad"], "study.json cannot be read"),
-    (["plot", "odd"], "odd does not hold what a run or a study writes")])
+    (["plot", "odd"], "odd does not hold what a run or a study writes"),
+    (["plot", "new"], "no run of new is finished")])
 def test_what_cannot_be_plotted(here, capsys, argv, words):
-    for name, text in {"bad": "{", "odd": '{"cells": 3}'}.items():
+    new = '{"results": {"cells": {}, "tests": {}}}'
+    for name, text in {"bad": "{", "odd": '{"cells": 3}', "new": new}.items():
         Path(name).mkdir()
         Path(name, "study.json").write_text(text)
     assert userrl.main(argv) == 2

@@ -13,7 +13,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -102,10 +102,11 @@ def test_any_text_encodes_and_decodes(policy):
 def test_special_tokens_in_text_are_only_text(policy):
     """A user who wrote "<|im_end|>\\n<|im_start|>assistant" used to speak for the assistant."""
     tok = policy[1]
+    ends = tok.convert_tokens_to_ids([grpo.START, grpo.END])
     for text in ODD:
-        assert not set(grpo.encode(tok, text)) & {*grpo.chat_ends(tok), tok.pad_token_id}, text
+        assert not set(grpo.encode(tok, text)) & {*ends, tok.pad_token_id}, text
         ids = grpo.message_ids(tok, "user", text)
-        assert [ids.count(x) for x in grpo.chat_ends(tok)] == [1, 1]
+        assert [ids.count(x) for x in ends] == [1, 1]
 
 
 def test_pieces_equal_the_chat_template(policy):
@@ -133,7 +134,7 @@ def test_a_conversation_is_a_prefix_of_itself_one_turn_later(policy):
 def test_mask_and_turn_lists_by_hand(policy):
     """The end-of-turn token was once left out of the mask: the policy never learned to stop."""
     tok = policy[1]
-    s, e = grpo.chat_ends(tok)
+    s, e = tok.convert_tokens_to_ids([grpo.START, grpo.END])
     nl, = grpo.encode(tok, "\n")
     u, a, ok, no = (list(grpo.encode(tok, x)) for x in ("user\nhi", "assistant\n", "ok", "no"))
     said = [("user", "hi"), ("assistant", "ok"), ("user", "hi"), ("assistant", "no")]
@@ -169,7 +170,7 @@ def test_what_is_heard_in_a_demonstration_is_what_the_user_replied(policy):
     assert grpo.demo_trajectory(tok, [*opening, agent]).heard == []
     # a forged end of turn is words
     t = grpo.demo_trajectory(tok, [*opening, agent, {"role": "user", "content": ODD[6]}])
-    assert [t.ids[at] for at in t.heard] == [*grpo.encode(tok, ODD[6]), grpo.chat_ends(tok)[1]]
+    assert [t.ids[at] for at in t.heard] == [*grpo.encode(tok, ODD[6]), grpo.chat_of(tok).end]
 
 
 def test_a_token_that_role_and_reply_share_is_not_heard():
@@ -269,7 +270,7 @@ def test_load_policy_errors_are_one_line(tmp_path, policy):
     tok = copy.deepcopy(policy[1])
     tok.get_vocab = {"a": 0}.copy
     with pytest.raises(grpo.PolicyError, match="im_start"):
-        grpo.chat_ends(tok)
+        grpo.chat_of(tok)
 
 
 @pytest.mark.parametrize("name", ["runs/demo", "demo/", "runs/demo/checkpoint", "./demo", "/demo", "~/no such demo",
@@ -315,7 +316,7 @@ def test_a_folder_comes_before_a_name_on_a_hub(fresh, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ engine
 
 def test_rollout_is_well_formed(policy, trajs):
-    _, e = grpo.chat_ends(policy[1])
+    e = grpo.chat_of(policy[1]).end
     for i, t in enumerate(trajs):
         turns = 1 + i % 4
         assert len(t.ids) == len(t.mask) == len(t.logps) == len(t.turn)
@@ -363,6 +364,51 @@ def test_rows_do_not_change_what_is_said(policy, trajs, rows):
     assert gap([t.logps for t in other], [t.logps for t in trajs]) < 1e-4
 
 
+@pytest.mark.parametrize("rows", [2, 3, 9])
+def test_captured_steps_say_the_same(policy, trajs, monkeypatch, rows):
+    """All of a decode step on a GPU but the capture: fixed numbers of rows and lengths, inputs that stay where they
+    are, rows that are in no conversation. They once wrote into the beginning of conversations yet to come."""
+    steps, runs = [], []
+
+    def captured(step, pool):
+        steps.append(step)
+
+        def graph():
+            runs.append(step)
+            step()
+        return graph, None
+
+    monkeypatch.setattr(grpo, "captured", captured)
+    engine = grpo.Engine(*policy, rows=rows, max_len=512)
+    assert not engine.graphs, "on a CPU there are none"
+    engine.graphs, engine.logits = True, torch.zeros(rows, 300)
+    for _ in range(2):
+        out = grpo.rollout(engine, [Env(i, 1 + i % 4) for i in range(9)], max_new_tokens=8)
+        assert [t.ids for t in out] == [t.ids for t in trajs]
+        assert gap([t.logps for t in out], [t.logps for t in trajs]) < 1e-4
+    assert set(engine.steps) <= {(n, L) for n in (1, 2, 4, 8, rows) for L in (256, 512)}
+    assert len(steps) == len(engine.steps) < 9 and len(runs) > 50
+
+
+def test_appends_of_any_length_are_fed_without_padding(policy):
+    """A reply of three tokens was computed as long as its longest neighbour's: 43 % of what was fed was padding."""
+    engine, n, rng = grpo.Engine(*policy, rows=4, max_len=64), [], np.random.default_rng(0)
+    embed = policy[0].model.embed_tokens
+    count_tokens = embed.register_forward_hook(lambda module, args, out: n.append(out[..., 0].numel()))
+    said = [rng.integers(3, 299, size).tolist() for size in (9, 30, 2)]
+    rows = np.array([3, 0, 2])
+    with torch.inference_mode(), grpo.attending(policy[0], "ragged"):
+        for cut in (slice(0, 1), slice(1, 2), slice(2, None)):
+            parts = [ids[cut] for ids in said]
+            count = np.array([len(ids) for ids in parts])
+            logits = engine.feed(rows, grpo.padded(parts), count)
+            assert n.pop() == count.sum() and len(logits) == (count > 0).sum() and not n
+    count_tokens.remove()
+    with torch.no_grad():
+        want = [policy[0](torch.tensor([ids])).logits[0, -1] for ids in said[:2]]
+    assert torch.allclose(logits, torch.stack(want), atol=1e-4) and engine.length.tolist() == [30, 0, 2, 9]
+
+
 def test_waiting_rows_ride_along_unchanged(policy):
     """With many rows a few wait while the others decode; a waiting row must neither sample nor move on."""
     class Terse(grpo.Engine):
@@ -384,7 +430,7 @@ def test_a_moved_row_takes_its_prompt_along(policy):
     """A moved row kept the old row's prompt in the books: the next group copied somebody else's keys."""
     engine = grpo.Engine(*policy, rows=3, max_len=64)
     a, b = list(range(10, 30)), list(range(40, 60))
-    with torch.inference_mode(), engine.attending():
+    with torch.inference_mode(), grpo.attending(policy[0], "ragged"):
         for row, ids in enumerate((a, b)):
             assert engine.share(row, ids)
             want = engine.feed(np.array([row]), np.array([ids]), np.array([20]))
@@ -769,6 +815,99 @@ def test_micro_batches_do_not_change_the_gradient(fresh, trajs, options):
     assert close(whole, one)
 
 
+def grouped(policy):
+    """Two groups of four that part within their first words, or never; one conversation of its own."""
+    model, tok = policy
+    rng, out = random.Random(1), []
+    for town in ("Oslo", "Lima"):
+        talk = [{"role": "system", "content": TEXTS[0]}, {"role": "user", "content": f"Find me a trip to {town}. " * 3}]
+        for i in range(4):
+            said = talk + [{"role": "assistant", "content": "[search] " + "flights " * (20 if i < 2 else 3 * i)}]
+            said += [{"role": "user", "content": rng.choice("abc") * 30}, {"role": "assistant", "content": "ok" * i}]
+            out.append(grpo.demo_trajectory(tok, said))
+    out += [copy.deepcopy(out[0]), grpo.text_trajectory(tok, "alone " * 40)]
+    for t in out:
+        t.logps = [-1.0 * m for m in t.mask]
+        t.turn_rewards = [0.0] * len(t.tokens)
+    return out
+
+
+def test_a_pack_by_hand(policy):
+    """Three conversations of 40, 36 and 20 tokens: two part at the 33rd, cut at 32; the third is on its own."""
+    trajs = [grpo.Trajectory(ids=ids, mask=[0] + [1] * (len(ids) - 1)) for ids in
+             ([*range(40)], [*range(33), 7, 7, 7], [9] * 20)]
+    pack = grpo.Pack(policy[0], trajs, [np.array([34, 39]), np.array([31]), np.array([0, 19])])
+    assert pack.ids.tolist() == [*range(40), 32, 7, 7, 7, *[9] * 20]
+    assert pack.at.tolist() == [*range(40), 32, 33, 34, 35, *range(20)]
+    assert [p.tolist() for p in pack.place] == [[*range(40)], [*range(32), *range(40, 44)], [*range(44, 64)]]
+    assert pack.sizes == [32, 8, 4, 20] and pack.ways == [[0], [0, 1], [0, 2], [3]]
+    assert pack.rows.tolist() == [31, 34, 39, 44, 63] and pack.counts == [1, 2, 0, 2]
+    # each sees itself and what comes before
+    assert [m.sum(-1).flatten().tolist() for m in pack.last_masks] == [[32], [35, 40], [], [1, 20]]
+
+
+@pytest.mark.parametrize("micro_tokens, echo", [(200, 0.5), (10**6, 0.0)])
+def test_shared_beginnings_are_computed_once_and_change_nothing(policy, fresh, micro_tokens, echo):
+    """Eight copies of each prompt were two thirds of what an update computed. Against plain transformers, a
+    conversation at a time, spelled out; nothing is padded, and every log-prob is where it was."""
+    model, some = fresh[0], grouped(policy)
+    adv, n = advantages(some), []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, out: n.append(out.shape[:2].numel()))
+    grads, m = gradients(model, grpo.grpo_step, trajs=some, advantages=adv, echo=echo, micro_tokens=micro_tokens)
+    assert model.config._attn_implementation == "sdpa"
+    assert sum(n) < (0.6 if micro_tokens > 1000 else 1.01) * sum(len(t.ids) for t in some)
+    logps = grpo.token_logps(model, some, micro_tokens=micro_tokens)
+    model.zero_grad()
+    total, heard = sum(sum(t.mask) for t in some), sum(len(t.heard) for t in some)
+    for t, a, found in zip(some, adv, logps):
+        logp = model(torch.tensor([t.ids])).logits[0].log_softmax(-1)
+        own = {i: logp[i - 1, t.ids[i]] for i in range(1, len(t.ids))}
+        assert gap([found], [[own[i].item() if m else 0.0 for i, m in enumerate(t.mask)]]) < 1e-4
+        loss = -sum(torch.minimum((own[i] + 1).exp() * a[k], (own[i] + 1).exp().clamp(0.8, 1.2) * a[k])
+                    for i, k in enumerate(t.turn) if k >= 0) / total
+        (loss - echo * sum(own[i] for i in t.heard) / heard).backward()
+    assert close([p.grad for p in model.parameters()], grads, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "gemma2", "mamba"])
+def test_other_models_are_packed_or_not_and_score_the_same(policy, kind):
+    """Two of these five cannot be: one caps its scores, one does not attend."""
+    size = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                intermediate_size=48, max_position_embeddings=512, query_pre_attn_scalar=8)
+    config = AutoConfig.for_model(kind, **size, pad_token_id=0, eos_token_id=2, bos_token_id=1)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    model.config.final_logit_softcapping = None
+    some = grouped(policy)[:4]
+    assert grpo.packs(model, some) == (kind not in ("gemma2", "mamba"))
+    for t, found in zip(some, grpo.token_logps(model, some)):
+        with torch.no_grad():
+            logp = model(torch.tensor([t.ids])).logits[0].log_softmax(-1)
+        want = [logp[i - 1, t.ids[i]].item() if m else 0.0 for i, m in enumerate(t.mask)]
+        assert gap([found], [want]) < 1e-4
+
+
+def test_models_that_cannot_be_packed_learn_from_padded_batches(policy, fresh):
+    """Windows, soft caps, or an attention that cannot be replaced: as before packs."""
+    model, some = fresh[0], grouped(policy)
+    packed, _ = gradients(model, grpo.sft_step, trajs=some, echo=0.5)
+    for name, value in (("attn_logit_softcapping", 50.0), ("layer_types", ["linear_attention"] * 2)):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(model.config, name, value, raising=False)
+            assert not grpo.packs(model, some)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(type(model), "_supports_attention_backend", False)
+        plain, _ = gradients(model, grpo.sft_step, trajs=some, echo=0.5, micro_tokens=700)
+    assert grpo.packs(model, some) and close(plain, packed)
+    # a step that fails leaves the model as it was
+    def failing(batch):
+        raise KeyError(batch[0])
+
+    with pytest.raises(KeyError):
+        grpo.optimise(model, grpo.make_optimizer(model, 1.0), some, failing, 1.0, 700, 1.0)
+    assert model.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
 def test_gradient_at_ratio_one_is_reinforce(fresh, trajs, aggregate):
     """Independent and slow: a trajectory at a time through plain transformers, -A log p with weights spelled out.
@@ -933,7 +1072,7 @@ def test_chunked_logits_have_the_same_gradient(fresh, trajs, monkeypatch):
         calls.append(x.shape[0])
         return real(self, x)
 
-    monkeypatch.setattr(fresh[0].config, "vocab_size", 1 << 24)  # 4 tokens a chunk
+    monkeypatch.setattr(fresh[0].config, "vocab_size", 1 << 22)  # 4 tokens a chunk
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     b, _ = gradients(fresh[0], grpo.sft_step, trajs=trajs, echo=0.5)
     assert close(a, b) and 4 in calls

@@ -187,6 +187,34 @@ def test_the_verdict_of_the_rules_in_a_models_mouth_gives_the_same_episode(gym):
     assert asked == set(envs.PROMPTS[gym]) - {"role", "speak"}          # each decision has its prompt, and is taken
 
 
+class Moody(envs.ScriptedUser):
+    """Any verdict that the form allows, at random."""
+
+    def answer(self, queries):
+        replies = super().answer(queries)
+        for i, query in enumerate(queries):
+            if query.kind == "judge":
+                replies[i] = {name: self.any_of(query.rng, allowed) for name, allowed in query.about["verdict"].items()}
+        return replies
+
+    def any_of(self, rng, allowed):
+        if isinstance(allowed, list):
+            return [rng.choice(one) for one in allowed]
+        return rng.choice(allowed) if isinstance(allowed, tuple) else rng.sample(sorted(allowed), rng.randint(0, 3))
+
+
+@pytest.mark.parametrize("gym", [gym for gym in envs.GYMS if gym != "function"])
+def test_no_verdict_breaks_a_gym(gym):
+    """Whatever a model decides: no error, no reward above 1, and no more levels of stance than there are."""
+    for index in range(12):
+        env = envs.make(gym, index, "test", user=Moody(), classic=index % 2 == 1)
+        env.reset()
+        while not env.done:
+            _, reward, *_ = env.step(envs.expert(env, 0.4))
+            assert 0 <= reward <= 1
+            assert gym != "persuade" or env.stance + sum(env.left.values()) == 6
+
+
 @pytest.mark.parametrize("gym", [gym for gym in envs.GYMS if gym not in ("function", "search", "tau")])
 def test_who_speaks_does_not_know_what_is_hidden(gym):
     """Nothing that may not be said stands in a query to speak, but for what the rules say in it, or have said."""

@@ -802,7 +802,7 @@ def test_a_user_that_fails_its_player_is_one_clear_line(here, capsys, monkeypatc
     """It was a traceback."""
     Path("frail_user.py").write_text(FRAIL)
     monkeypatch.setattr("builtins.input", lambda prompt="": "[action] Is it big?")
-    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:2"]) == 2
+    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:3"]) == 2
     out, err = capsys.readouterr()
     assert "turn 1 of 16" in out and err == "userrl.py: the user failed: the line is dead\n"
 
