@@ -62,6 +62,8 @@ class Settings(grpo.RunSettings):
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     preset: str = ""                # "quick": a study in minutes a run, on one core; what is typed beside it counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
+    # the tiny model
+    vocab_size: int = 4096          # enough that a word is one token, here and there: what is copied in one piece
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
