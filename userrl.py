@@ -3126,8 +3126,8 @@ function drawTalk() {
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
       parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
-        el("div", {className: "said"}, text), thought ? 
-        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+        el("div", {className: "said"}, text),
+        thought ? el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
     } else
       parts.push(...agentTurn(talk, ++t, text, a, top));
   }
