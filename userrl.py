@@ -2826,7 +2826,8 @@ button, select, input { font: inherit; font-size: 13px; color: inherit; backgrou
 button, summary, label { cursor: pointer }
 input { width: 5.5em }
 table { border-collapse: collapse; font-size: 14px }
-td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; border-bottom: 1px solid var(--line) }
+td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; white-space: nowrap;
+         border-bottom: 1px solid var(--line) }
 th, legend { color: var(--dim); font-size: 13px }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 8px 0; max-width: 90ch }
 dd { margin: 0 }
@@ -2869,7 +2870,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #why { margin: 8px 0 18px 28px; max-width: 78ch; padding: 12px 16px; background: var(--mark); border-radius: 10px }
 #why li { margin: 7px 0 }
 #why td { padding: 0; border: 0; height: 30px }
-#why th { border: 0; white-space: nowrap; vertical-align: bottom }
+#why th { border: 0; vertical-align: bottom }
 #why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
 #why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
 @media (max-width: 760px) {
@@ -2899,8 +2900,8 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
     <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>
 <section id="curves"><h2>Learning curves</h2>
-  <p class="dim small">Thin: each run and step. Thick: the mean of a cell's runs, running over five steps. Point at a
-    curve to read it.</p>
+  <p class="dim small">Thin: each step of each run. Thick: the mean of five steps, and of runs that differ in their seed
+    alone. Point at a curve to read it.</p>
   <div id="charts"></div></section>
 <section id="conversations"><h2>Conversations</h2>
   <p class="dim small" id="count"></p>
@@ -3204,11 +3205,10 @@ function strip(talk) {
 // the address says which conversation, turn and scheme: "#run/step/group/rollout~turn~naive sum scale~0"
 const link = (i, turn = -1) => "#" + encodeURIComponent([D.talks[i].id, turn, trained(S), S.set].join("~"));
 function row(i) {
-  const talk = D.talks[i], a = el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
+  const talk = D.talks[i];
+  return el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
     el("span", {className: "dim"}, `${stage(talk)}, ${status(talk)}${one ? "" : ", " + talk.run}`)),
   el("span", {}, num(earned(talk))), strip(talk));
-  if (i === at.talk) a.setAttribute("aria-current", "true");
-  return a;
 }
 // rows are drawn when they are about to be seen
 function fill(upTo) {
@@ -3220,6 +3220,15 @@ function drawList() {
   list.replaceChildren(end);
   fill(Math.max(60, shown.indexOf(at.talk) + 30));
   list.scrollTop = top;
+  showRow();
+}
+function showRow() {
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const now = list.children[shown.indexOf(at.talk)], box = list.getBoundingClientRect();
+  if (!now || now === end) return;
+  now.setAttribute("aria-current", "true");
+  const {top, bottom} = now.getBoundingClientRect();
+  if (top < box.top || bottom > box.bottom) list.scrollTop += top - box.top - box.height / 3;
 }
 new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
   .observe(end);
@@ -3268,8 +3277,8 @@ function drawTalk() {
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
       parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
-        el("div", {className: "said"}, text), thought ? 
-        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+        el("div", {className: "said"}, text),
+        thought ? el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
     } else
       parts.push(...agentTurn(talk, ++t, text, a, top));
   }
@@ -3310,10 +3319,7 @@ function follow() {
   drawSchemes();
   drawTalk();
   if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
-  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
-  const now = list.children[shown.indexOf(i)], box = list.getBoundingClientRect(), mine = now?.getBoundingClientRect();
-  now?.setAttribute("aria-current", "true");
-  if (now && (mine.top < box.top || mine.bottom > box.bottom)) list.scrollTop += mine.top - box.top - box.height / 3;
+  else showRow();
   if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
 }
 onhashchange = follow;
