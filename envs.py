@@ -876,7 +876,8 @@ def _told_as(value) -> str:
     """Something hidden, as a prompt tells it."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_told_as(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _cut(" ".join(text.split()), 2000)
 
 
 def shape(form: dict) -> str:
@@ -1072,6 +1073,7 @@ class Env:
     tools: list[dict] | None = None
     max_turns = 16
     max_answers = 0
+    message = ""                   # the agent's last action, as it came
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 
@@ -1140,7 +1142,7 @@ class Env:
         drawn = draw_persona(self.rng, f"{self.seed}/{self.name}")      # always: the same episode under any persona
         self.persona = (options or {}).get("persona") or self.style or drawn
         self.solved = self.done = self.fed_up = False
-        self.ended = ""
+        self.ended = self.message = ""
         self.turns = self.unpaid = 0                                    # unpaid: turns in a row that earned nothing
         self.answers_left = self.max_answers if self.max_answers and not self.classic else math.inf
         self.bears(2 if self.persona == "impatient" else 3)

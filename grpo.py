@@ -13,10 +13,11 @@ An environment is known only by its methods (`rollout` lists them), a reward onl
 
 Left out, on purpose: top-k / top-p / repetition penalties (the trained distribution must be the sampled one), dropout
 (models stay in eval mode), autocast (sampler and trainer must agree), paged attention, tensor parallelism, speculative
-decoding, LoRA, sliding-window and linear-attention models (refused, not mishandled). Memory is the plain sum: weights,
-gradients, and for bf16 checkpoints float32 master weights, because a step of 1e-6 rounds to nothing in bf16.
+decoding, sliding-window and linear-attention models (refused, not mishandled). Memory is the plain sum of weights,
+gradients and moments; where it is too much: bfloat16 weights, layers that are recomputed, LoRA.
 
     python grpo.py             self-checks, then a benchmark against transformers' generate  (--quick: smaller)
+    python grpo.py --shape=0.6B   decode steps on a GPU against its memory bandwidth  (also 1.7B, 4B, tiny)
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,10 +77,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Cache,
                           PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM)
 from transformers.cache_utils import StaticLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # a bar per checkpoint drowns the step lines
@@ -247,7 +250,9 @@ def chat_text(key, roles, tools="", prompt=False):
             if "<tool_call>" in text and schemas[0]["function"]["name"] in text:
                 return text
         messages[0]["content"] = TOOLS.format(GAPS[0], "\n".join(map(json.dumps, schemas)))
-    return tokenizer.apply_chat_template(messages, **options)
+    text = tokenizer.apply_chat_template(messages, **options)
+    # some end what is no prompt with the end of the text (Phi)
+    return text if prompt else text.removesuffix(tokenizer.eos_token or "")
 
 
 @lru_cache(maxsize=512)
@@ -289,12 +294,9 @@ def cut_chat(key):
     if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
         raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
     talk = "system", "user", "assistant", "user"
-    try:
-        opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
-        between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
-        last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
-    except Exception as error:  # jinja's, or what the template raises itself
-        raise PolicyError(f"the chat template of {name} cannot be used: {reason(error)}") from error
+    opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
+    between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
+    last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
     first = (pieces(tokenizer, between) or [None])[0]
     if not isinstance(first, int):
         raise PolicyError(f"{name} has no end-of-turn token: its chat template ends a turn with {between[:20]!r}")
@@ -338,6 +340,11 @@ def reply_ids(tokenizer):
     return filled(tokenizer, chat_of(tokenizer).prompt)[0]
 
 
+def opens_thought(tokenizer):
+    """Does the template begin the model's thought for it (R1)? Then it samples the rest of one, and closes it."""
+    return chat_of(tokenizer).prompt.rstrip().endswith("<think>")
+
+
 def fit_chat(tokenizer):
     """Make sure that a conversation's rendering begins with the rendering of each of its beginnings, token by token.
 
@@ -350,6 +357,8 @@ def fit_chat(tokenizer):
             trouble = chat_trouble(tokenizer)
         except PolicyError as error:
             trouble = str(error)
+        except Exception as error:  # jinja's, or what the template raises itself
+            trouble = f"has a chat template that cannot be used: {reason(error)}"
         if not trouble:
             return
     name = tokenizer.name_or_path or "this model"
@@ -447,7 +456,10 @@ def demo_trajectory(tokenizer, messages, tools=None):
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
         traj.extend(reply_ids(tokenizer), 0)
-        traj.extend([*encode(tokenizer, m["content"]), chat.end], 1, turn=said)
+        words = m["content"]
+        if opens_thought(tokenizer):
+            words = words.removeprefix("<think>").lstrip("\n") if "</think>" in words else "\n</think>\n\n" + words
+        traj.extend([*encode(tokenizer, words), chat.end], 1, turn=said)
         said += 1
         if i < len(messages):
             traj.extend(list(encode(tokenizer, chat.after)), 0)
@@ -464,13 +476,169 @@ def text_trajectory(tokenizer, text):
     return traj
 
 
+# ------------------------------------------------------------------------------------------------ models that must fit
+
+LORA_SCALE = 2.0  # alpha / rank: the rank changes how much can be learned, not how fast
+
+
+def add_lora(model, rank, seed=0):
+    """Freeze a model; its linear layers learn corrections of low rank instead (LoRA, arXiv 2106.09685):
+
+    y = W x + 2 B A x, A [rank, in] random and B [out, rank] zero, so that nothing changes at first. Embeddings, norms
+    and head stay as they are. Corrections that are there already become part of W. PolicyError without linear layers.
+    """
+    head = model.get_output_embeddings()
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    if not linears:
+        raise PolicyError("--lora: this model has no linear layers")
+    model.requires_grad_(False)
+    for name, linear in linears.items():
+        if hasattr(linear, "lora_a"):
+            linear.weight.data = corrected(linear)
+        else:
+            linear.register_forward_hook(correct)
+        rng = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        a = (2 * torch.rand(rank, linear.in_features, generator=rng) - 1) / math.sqrt(linear.in_features)
+        # In the weights' own dtype: float32 masters come with the optimiser, and what samples is what learns.
+        linear.lora_a = torch.nn.Parameter(a.to(linear.weight))
+        linear.lora_b = torch.nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        linear.lora_on = True
+
+
+def correct(linear, inputs, output):
+    """Forward hook: a linear layer's output with its correction."""
+    if linear.lora_on:
+        return output + LORA_SCALE * F.linear(F.linear(inputs[0], linear.lora_a), linear.lora_b)
+
+
+def adapted(model):
+    """Name -> linear layer, of those that have a correction."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_a")}
+
+
+def lora_rank(model):
+    """The rank of its corrections; 0 without."""
+    return next((len(linear.lora_a) for linear in adapted(model).values()), 0)
+
+
+@torch.no_grad()
+def corrected(linear):
+    """A linear layer's weight with its correction, added in float32. In bf16 what is below half of a weight's last
+    digit, 1/512 of it, is then rounded away."""
+    change = LORA_SCALE * linear.lora_b.float() @ linear.lora_a.float()
+    return (linear.weight.float() + change).to(linear.weight)
+
+
+@contextlib.contextmanager
+def without_lora(model):
+    """The model is here what it was before its corrections: the reference of a KL, without a second copy."""
+    layers = adapted(model).values()
+    for layer in layers:
+        layer.lora_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_on = True
+
+
+def plain_weights(model):
+    """Name -> weight, with corrections added: what transformers loads as any other checkpoint."""
+    weights = {name: w for name, w in model.state_dict().items() if not name.endswith((".lora_a", ".lora_b"))}
+    return weights | {f"{name}.weight": corrected(linear) for name, linear in adapted(model).items()}
+
+
+def cast(model, dtype):
+    """The model with weights of that dtype ("": as they are). Its buffers stay: in bf16 the frequencies of rotary
+    positions would put token 1000 three places away."""
+    for p in model.parameters() if dtype else []:
+        p.data = p.data.to(getattr(torch, dtype))
+    return model
+
+
+def recompute_layers(model):
+    """Gradient checkpointing: of each layer only the input is kept, its insides are computed again in the backward
+    pass. A third more work, and memory for one layer in place of all. PolicyError if the layers are not to be found.
+
+    The model's own switch works in train mode alone, and here models stay in eval mode.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise PolicyError("--checkpointing: this model does not show its layers")
+    for layer in layers:
+        layer.forward = partial(recomputed, layer.forward)
+
+
+def recomputed(forward, *args, **kwargs):
+    """forward(...), whose insides are kept only where no gradient will ask for them."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def logits_of(model, hidden):
+    """Float32 logits [..., V] of hidden states [..., hidden]. A bf16 product would round a logit of 20 by up to 0.06,
+    which is more than an RL step changes."""
+    head = model.get_output_embeddings()
+    if head.weight.dtype == torch.float32:
+        return head(hidden)
+    bias = None if head.bias is None else head.bias.float()
+    return F.linear(hidden.float(), head.weight.float(), bias)
+
+
 # ------------------------------------------------------------------------------------------------ engine
 
-def ragged_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
-    so keys and values are read in place: repeating them per head would copy the whole cache at every step."""
+def check_attention(config, length):
+    """PolicyError if a model's layers do not all attend to everything before, in conversations of that length."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    if odd or (kinds != {"full_attention"} and window < length):
+        raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+
+
+def check_extras(kwargs):
+    """PolicyError if a layer asks its attention for more than products and a softmax."""
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise PolicyError("attention with soft caps, sinks or position biases has no ragged cache here")
+
+
+@contextlib.contextmanager
+def attending(model, how):
+    """The model attends through the function registered by that name here, and as before afterwards."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(how)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def tail_mask(T, S, like):
+    """What the last T tokens of S see, for `tail_attention`: a GPU's kernels know it, else made once for all layers."""
+    if T == S or like.is_cuda:
+        return causal_lower_right(T, S)
+    return torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device).triu_(S - T + 1)
+
+
+def tail_attention(query, key, value, mask, scaling):
+    """Attention of a conversation's last T tokens over all S of it: [1, H, T, D] x [1, kv, S, D] -> [1, T, H, D]."""
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def ragged_attention(module, query, key, value, attention_mask, scaling=None, tails=None, **kwargs):
+    """Attention over cache views. The query heads that share a KV head are laid side by side as extra query rows,
+    so keys and values are read in place: repeating them per head would copy the whole cache at every step.
+
+    With `tails`, (row, its new tokens, its length, mask) each, the queries are the new tokens of one after the other.
+    """
+    check_extras(kwargs)
+    if tails:
+        parts = zip(query.split([count for _, count, *_ in tails], 2), tails)
+        out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], mask, scaling)
+               for q, (row, _, length, mask) in parts]
+        return torch.cat(out, 1), None
     B, H, T, D = query.shape  # rows, query heads, new tokens, head size
     query = query.reshape(B, key.shape[1], -1, D)  # [B, kv, H/kv * T, D]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
@@ -483,8 +651,8 @@ AttentionInterface.register("ragged", ragged_attention)
 class RowLayer(StaticLayer):
     """One layer of the engine's cache: new keys and values are scattered to each row's own positions.
 
-    `plan` is what `Engine.feed` sets for one forward pass: rows [B, 1] and positions [B, T] to write, rows (a slice,
-    or [B]) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
+    `plan` is what the engine sets for one forward pass: rows and positions to write, both [B, T] or broadcast to it,
+    rows (a slice) and number of positions to read. For the model the length stays 0: calls bring positions and mask.
     """
     plan = None
 
@@ -499,6 +667,19 @@ class RowLayer(StaticLayer):
         return self.keys[read, :, :longest], self.values[read, :, :longest]
 
 
+def captured(step, pool):
+    """(What does `step` again, as a CUDA graph; the memory that graphs share). Its tensors stay where they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # what is set up at the first call must not be captured
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+    return graph.replay, graph.pool()
+
+
 class Engine:
     """A KV cache of `rows` conversations of up to `max_len` tokens, preallocated and written in place.
 
@@ -506,13 +687,9 @@ class Engine:
     between two rollouts can never meet old keys.
     """
 
-    def __init__(self, model, tokenizer, rows=64, max_len=2048):
+    def __init__(self, model, tokenizer, rows=64, max_len=2048, graphs=True):
         config = model.config
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or [f"{'sliding' if window else 'full'}_attention"])
-        odd = kinds - {"full_attention", "sliding_attention"}
-        if odd or (kinds != {"full_attention"} and window < max_len):
-            raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+        check_attention(config, max_len)
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise PolicyError(f"models that rescale their logits ({name}) are not supported")
@@ -522,12 +699,14 @@ class Engine:
         heads = config.num_attention_heads
         kv = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.groups = heads // kv
         # [K|V, layer, row, kv, position, D]. One position beyond max_len takes the padding of ragged appends.
         # Zeros, not empty: a masked NaN is still a NaN.
         shape = 2, config.num_hidden_layers, rows, kv, self.max_len + 1, size
         self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.cache = Cache(layers=[RowLayer(k, v) for k, v in zip(*self.kv)])
+        # decode steps as CUDA graphs: (rows, length) -> inputs, graph; their memory, their common result
+        self.graphs, self.steps, self.pool = graphs and self.kv.is_cuda, {}, None
+        self.logits = torch.zeros(rows if self.graphs else 0, config.vocab_size, device=model.device)
         self.reset()
 
     def reset(self):
@@ -537,46 +716,69 @@ class Engine:
         self.prompt = np.full((self.rows, self.max_len), -1, np.int64)
         self.ready = np.zeros(self.rows, bool)
 
-    @contextlib.contextmanager
-    def attending(self):
-        """The model attends through `ragged_attention` here, and as before afterwards (training, generate)."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("ragged")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
-
     def tensor(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.kv.device, non_blocking=True)
 
     def feed(self, rows, ids, count):
         """Append ids[b, :count[b]] to row rows[b] and return float32 logits after the last, where count > 0.
 
-        rows [B] distinct, ids [B, T] right-padded, count [B]. A row with count 0 rides along unchanged: decoding
-        keeps rows that wait in the batch, for a view of the first n rows costs nothing and a gather copies them.
+        rows [B] distinct, ids [B, T] right-padded, count [B]. One token each for neighbours is a decode step: there
+        a row with count 0 rides along unchanged, for a view of neighbours costs nothing and a gather copies them.
+        All else is packed: one row of tokens without padding, each attending within its own row of the cache.
         """
-        B, T = ids.shape
-        at = np.minimum(self.length[rows][:, None] + np.arange(T), self.max_len)
-        at, index = self.tensor(at), self.tensor(rows)  # [B, T], [B]
-        # neighbours are read through a slice, which is a view: an index makes a copy
-        neighbours = bool((np.diff(rows) == 1).all())
-        read = slice(int(rows[0]), int(rows[0]) + B) if neighbours else index
-        longest = int((self.length[rows] + count).max())
-        longest = min(-(-longest // 16) * 16, self.max_len)
-        for layer in self.cache.layers:
-            layer.plan = index[:, None], at, read, longest
-        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, T, L]
-        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
-        if T > 1:
-            mask = mask.repeat(1, 1, self.groups, 1)
-        hidden = self.model.base_model(  # [B, T, hidden]
-            input_ids=self.tensor(ids), position_ids=at, past_key_values=self.cache, use_cache=True,
-            attention_mask=mask).last_hidden_state
+        live, new = np.flatnonzero(count), np.arange(ids.shape[1])
+        at = np.minimum(self.length[rows][:, None] + new, self.max_len)  # [B, T]
         self.length[rows] += count
-        live = np.flatnonzero(count)
-        last = hidden[self.tensor(live), self.tensor(count[live] - 1)]  # [live, hidden]
-        return self.model.get_output_embeddings()(last).float()  # [live, V]
+        longest = int(self.length[rows].max())
+        if len(new) == 1 and (np.diff(rows) == 1).all():
+            if self.graphs and rows[0] == 0:
+                return self.replay(ids, at, longest)[self.tensor(live)]
+            last = self.decode(int(rows[0]), self.tensor(ids), self.tensor(at), -(-longest // 16) * 16)[:, 0]
+            last = last[self.tensor(live)]  # [live, hidden]
+        else:
+            real = new < count[:, None]
+            ids, at, index = (self.tensor(x[real][None]) for x in (ids, at, np.broadcast_to(rows[:, None], at.shape)))
+            tails = [(int(rows[b]), int(count[b]), int(self.length[rows[b]])) for b in live]
+            tails = [(row, new, length, tail_mask(new, length, self.kv)) for row, new, length in tails]
+            hidden = self.forward(ids, at, (index, at, slice(None), longest), tails=tails)  # [1, N, hidden]
+            last = hidden[0, self.tensor(count.cumsum()[live] - 1)]
+        return logits_of(self.model, last)  # [live, V]
+
+    def forward(self, ids, at, plan, **how):
+        """Hidden states [B, T, hidden] of tokens ids [B, T] at positions at [B, T]; plan as in `RowLayer`."""
+        for layer in self.cache.layers:
+            layer.plan = plan
+        return self.model.base_model(input_ids=ids, position_ids=at, past_key_values=self.cache, use_cache=True,
+                                     **how).last_hidden_state
+
+    def decode(self, first, ids, at, longest):
+        """Hidden states [B, 1, hidden] after one more token in each of B rows from the first; ids, at [B, 1]."""
+        longest = min(longest, self.max_len)
+        seen = torch.arange(longest, device=at.device) <= at[:, None, :, None]  # [B, 1, 1, L]
+        mask = torch.zeros(seen.shape, dtype=self.kv.dtype, device=at.device).masked_fill_(~seen, -math.inf)
+        index = torch.arange(first, first + len(at), device=at.device)[:, None]
+        plan = index, at, slice(first, first + len(at)), longest
+        return self.forward(ids, at, plan, attention_mask=mask)
+
+    def replay(self, ids, at, longest):
+        """Float32 logits [B, V] after one more token in each of the first B rows, by a CUDA graph: launching the
+        kernels of a step one by one takes longer than their work. A graph is of a number of rows (a power of two) and
+        a length (a multiple of 256), and reads weights and cache where they lie: it outlives optimiser steps."""
+        B = len(ids)
+        rows, longest = min(self.rows, 1 << (B - 1).bit_length()), -(-longest // 256) * 256
+        new = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
+        inputs, graph = self.steps.get((rows, longest), (new, None))
+        # rows beyond B write where nobody reads
+        inputs[1].fill_(self.max_len)
+        inputs[:, :B] = self.tensor(np.stack([ids, at]))
+        if graph is None:
+            def step():
+                hidden = self.decode(0, *inputs, longest)[:, 0]
+                self.logits[:rows] = logits_of(self.model, hidden)
+            graph, self.pool = captured(step, self.pool)
+            self.steps[rows, longest] = inputs, graph
+        graph()
+        return self.logits[:B]
 
     def share(self, row, ids):
         """Start `row` with the longest beginning of `ids` that some row's cache already holds: the positions are
@@ -638,7 +840,7 @@ class Talk:
         """Hand the turn's sampled tokens to the environment."""
         self.said = ids, logps
         text = self.engine.tokenizer.decode(ids[:-1] if ids[-1] == self.engine.stop else ids)
-        if chat_of(self.engine.tokenizer).prompt.rstrip().endswith("<think>"):  # the template opens the thought
+        if opens_thought(self.engine.tokenizer):
             text = "<think>\n" + text
         self.traj.messages.append({"role": "assistant", "content": text})
         self.steps = self.env.turn(text)
@@ -800,10 +1002,9 @@ class Rows:
     def feed(self, talks):
         """Feed what each trajectory holds beyond its cache, and sample the first token of the turn."""
         engine, ended = self.engine, []
-        lengths = [len(t.traj.ids) - int(engine.length[t.row]) for t in talks]
-        for picked in batches(lengths, 8192):
-            # in the order of their rows: neighbours are read in place
-            batch = sorted((talks[i] for i in picked), key=lambda t: t.row)
+        parts = 1 + sum(len(t.traj.ids) - int(engine.length[t.row]) for t in talks) // 8192
+        for part in range(min(parts, len(talks))):
+            batch = talks[part::parts]
             rows = np.array([t.row for t in batch])
             todo = [t.traj.ids[engine.length[t.row]:] for t in batch]
             count = np.array([len(ids) for ids in todo])
@@ -902,7 +1103,7 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
     queue = zip(envs, seeds, groups or range(len(envs)), strict=True)
     rows = Rows(engine, queue, max_new_tokens, (temperature, greedy), clock)
     try:
-        with torch.inference_mode(), engine.attending():
+        with torch.inference_mode(), attending(engine.model, "ragged"):
             while rows.queue or any(rows.at):
                 # New conversations take free rows.
                 rows.seat()
@@ -920,39 +1121,171 @@ def rollout(engine, envs, *, groups=None, seeds=None, temperature=1.0, max_new_t
 
 # ------------------------------------------------------------------------------------------------ log-probs and loss
 
+def packs(model, trajs):
+    """Whether a model can learn from a `Pack` of them: its attention is a function that can be replaced, over
+    everything before. Others learn from padded batches."""
+    try:
+        check_attention(model.config, max((len(t.ids) for t in trajs), default=0))
+    except PolicyError:
+        return False
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    return getattr(model, "_supports_attention_backend", False) and not capped
+
+
+@contextlib.contextmanager
+def micro_batches(model, trajs, budget):
+    """Indices of the trajectories that train something, in batches of at most `budget` tokens, those of a `Pack` or
+    padded ones; meanwhile the model attends accordingly."""
+    some = [i for i, t in enumerate(trajs) if any(t.mask)]
+    if not packs(model, trajs):
+        yield [[some[k] for k in batch] for batch in batches([len(trajs[i].ids) for i in some], budget)]
+        return
+    out, used, last = [], 0, []
+    # sorted, those that begin alike are neighbours
+    for i in sorted(some, key=lambda i: trajs[i].ids):
+        ids = trajs[i].ids
+        used += len(ids) - shared(last, ids)
+        if not out or used > budget:
+            out.append([])
+            used = len(ids)
+        out[-1].append(i)
+        last = ids
+    with attending(model, "packed"):
+        yield out
+
+
+def shared(a, b):
+    """How many tokens two lists of ids begin with in common, down to a multiple of 16: a pack of few, long pieces."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.array(a[:n]) != np.array(b[:n]))
+    n = int(differ[0]) if len(differ) else n
+    return n - n % 16
+
+
+class Pack:
+    """Conversations in one row of tokens, without padding: what several begin with, a group's prompt, stands there
+    once. Each token has the position that it has in its conversation, and sees what comes before it there.
+
+    place     per conversation where its tokens stand, [its length]; ids, at: token and position of each place, [N]
+    sizes     the row is cut into pieces where conversations part, and on a CPU after 128 tokens: what a piece sees is
+              computed as a rectangle, whose unseen corner stays small (a GPU's kernels skip it by themselves)
+    ways      per piece the pieces that it sees, in order, itself the last; masks for `tail_attention`
+    rows      places whose hidden state is wanted, as [R]: last_layer attends only there
+    counts, last_masks  how many of them each piece has, and what they see, [1, 1, count, size of the way]
+    """
+
+    def __init__(self, model, trajs, wanted):
+        """wanted: per conversation the places in it, [n], whose last hidden state will be read."""
+        n, self.place, last, device = 0, [], [], model.device
+        for t in trajs:
+            same = shared(last, t.ids)
+            begin = self.place[-1][:same] if same else np.arange(0)
+            self.place.append(np.concatenate([begin, n + np.arange(len(t.ids) - same)]))
+            n, last = n + len(t.ids) - same, t.ids
+        self.ids, self.at = np.zeros((2, n), np.int64)
+        for t, place in zip(trajs, self.place):
+            self.ids[place], self.at[place] = t.ids, np.arange(len(place))
+        starts = self.cut(n, 128 if device.type == "cpu" else n)
+        rows = np.unique(np.concatenate([place[w] for place, w in zip(self.place, wanted)]))
+        owner = np.searchsorted(starts, rows, "right") - 1
+        self.counts = np.bincount(owner, minlength=len(starts)).tolist()
+        self.rows, self.last_masks = torch.from_numpy(rows).to(device), []
+        self.last_layer = model.config.num_hidden_layers - 1
+        seen = [sum(self.sizes[piece] for piece in way) for way in self.ways]
+        like = torch.empty(0, dtype=model.dtype, device=device)
+        self.masks = [tail_mask(size, S, like) for size, S in zip(self.sizes, seen)]
+        for at, S in zip(np.split(self.at[rows], np.cumsum(self.counts)), seen):
+            sees = np.arange(S) <= at[:, None]
+            self.last_masks.append(torch.from_numpy(sees).to(device)[None, None])
+
+    def cut(self, n, most):
+        """Find the pieces, of at most `most` tokens; returns where they start, [pieces]."""
+        ends = {n}
+        for place in self.place:
+            jumps = np.flatnonzero(np.diff(place) != 1)
+            ends |= {int(place[0]), *(place[jumps] + 1).tolist(), *place[jumps + 1].tolist()}
+        ends = sorted(ends)
+        starts = [start for a, b in zip(ends, ends[1:]) for start in range(a, b, most)]
+        self.sizes, self.ways = np.diff([*starts, n]).tolist(), [None] * len(starts)
+        number = {start: piece for piece, start in enumerate(starts)}
+        for place in self.place:
+            way = [number[p] for p in place.tolist() if p in number]
+            for k, piece in enumerate(way):
+                self.ways[piece] = way[:k + 1]
+        return starts
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, **kwargs):
+    """Attention of a `Pack`, piece by piece: each sees its way alone."""
+    check_extras(kwargs)
+    last = getattr(module, "layer_idx", None) == pack.last_layer
+    keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
+    queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
+    for q, way, mask in zip(queries, pack.ways, pack.last_masks if last else pack.masks):
+        if not q.shape[2]:
+            continue
+        k, v = (torch.cat([each[piece] for piece in way], 2) for each in (keys, values))
+        if last:
+            mask = mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
+            out.append(ragged_attention(module, q, k, v, mask, scaling)[0])
+        else:
+            out.append(tail_attention(q, k, v, mask, scaling))
+    out = torch.cat(out, 1)  # [1, N or R, H, D]
+    if last:
+        whole = out.new_zeros(1, query.shape[2], *out.shape[2:])
+        out = whole.index_copy(1, pack.rows, out)
+    return out, None
+
+
+AttentionInterface.register("packed", packed_attention)
+
+
 def said_and_heard(model, trajs, temperature=1.0, echo=0.0):
     """Log-probs of the trained tokens of some trajectories, [N], and with echo > 0 of their `heard` ones, [M].
 
     Both by one forward pass, flat float32 in order, with gradients if enabled. `temperature` is the sampler's; nobody
     sampled what was heard, it is scored at 1. Without echo the second is None, and costs nothing.
     """
-    ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
-    # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, hidden]
-    said = logps_at(model, hidden, ids, *padded([t.mask for t in trajs]).nonzero(), temperature)
-    if not echo:
-        return said, None
-    rows = np.repeat(np.arange(len(trajs)), [len(t.heard) for t in trajs])
-    cols = np.array([at for t in trajs for at in t.heard], np.int64)
-    return said, logps_at(model, hidden, ids, rows, cols)
+    said = [np.flatnonzero(t.mask) for t in trajs]
+    heard = [np.array(t.heard if echo else [], np.int64) for t in trajs]
+    # the token at t is predicted at t - 1
+    before = [np.concatenate(both) - 1 for both in zip(said, heard)]
+    if getattr(model.config, "_attn_implementation", "") == "packed":
+        pack = Pack(model, trajs, before)
+        ids, at = torch.from_numpy(np.stack([pack.ids, pack.at])).to(model.device)[:, None]  # [1, N] each
+        out, place = model.base_model(input_ids=ids, position_ids=at, use_cache=False, pack=pack), pack.place
+    else:
+        ids = torch.from_numpy(padded([t.ids for t in trajs])).to(model.device)  # [B, T]
+        # No attention mask: padding is on the right, so the causal mask already hides it from every real token.
+        out = model.base_model(input_ids=ids, use_cache=False)
+        place = np.arange(ids.numel()).reshape(ids.shape)
+    hidden, ids = out.last_hidden_state.flatten(0, 1), ids.flatten()  # [places, hidden], [places]
+
+    def logps(columns, temperature):
+        at = np.concatenate([row[c] for row, c in zip(place, columns)])
+        previous = np.concatenate([row[c - 1] for row, c in zip(place, columns)])
+        # a token that conversations share is scored once
+        at, first, again = np.unique(at, return_index=True, return_inverse=True)
+        at, previous, again = (torch.from_numpy(i).to(model.device) for i in (at, previous[first], again))
+        return logps_at(model, hidden.index_select(0, previous), ids[at], temperature).index_select(0, again)
+
+    return logps(said, temperature), logps(heard, 1.0) if echo else None
 
 
-def logps_at(model, hidden, ids, row, col, temperature=1.0):
-    """Log-probs of the tokens ids[row, col], [N] float32, given the hidden states [B, T, hidden] over ids [B, T].
+def logps_at(model, hidden, target, temperature):
+    """Log-probs of the tokens target [N], [N] float32, given the hidden states [N, hidden] that predict them.
 
     Logits exist only where a token is wanted, float32 only a chunk at a time; more than one chunk (a large
     vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
     """
-    row, col = (torch.from_numpy(i).to(model.device) for i in (row, col))  # [N], [N]
-    # the token at t is predicted at t - 1
-    hidden, target = hidden[row, col - 1], ids[row, col]
-    head = model.get_output_embeddings()
 
     def chunk_logps(h, y):
-        logits = head(h).float() / temperature  # [n, V]
+        logits = logits_of(model, h)  # [n, V]
+        if temperature != 1:
+            logits = logits / temperature
         return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
 
-    size = max(1, (1 << 26) // model.config.vocab_size)
+    size = max(1, (1 << 24) // model.config.vocab_size)
     chunks = list(zip(hidden.split(size), target.split(size)))
     if len(chunks) > 1 and torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, h, y, use_reentrant=False) for h, y in chunks])
@@ -963,8 +1296,8 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     """Per trajectory the log-prob of every token, parallel to `ids` (0.0 where the mask is 0), without gradients:
     reference log-probs for the KL term, and the check that trainer and sampler agree."""
     out = [[0.0] * len(t.ids) for t in trajs]
-    with torch.inference_mode():
-        for batch in batches([len(t.ids) for t in trajs], micro_tokens):
+    with torch.inference_mode(), micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
             said, _ = said_and_heard(model, [trajs[i] for i in batch], temperature)
             values = iter(said.tolist())
             for i in batch:
@@ -972,12 +1305,15 @@ def token_logps(model, trajs, temperature=1.0, micro_tokens=16384):
     return out
 
 
-def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0, ref_logp=None, sequence=None):
+def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, clip_dual=0.0, kl_coef=0.0, ref_logp=None,
+                sequence=None):
     """Clipped policy gradient per token, all arguments [N]: -min(rho A, clip(rho, 1 - low, 1 + high) A).
 
-    clip_high > clip_low is DAPO's clip-higher. `kl_coef` adds the k3 estimate of KL(policy || reference),
-    expm1(d) - d with d = ref_logp - logp, which is never negative. `sequence` [N] (a trajectory number per token)
-    turns on GSPO (arXiv 2507.18071): rho is the geometric mean over the trajectory, the gradient stays per token.
+    clip_high > clip_low is DAPO's clip-higher. clip_dual = c > 1 is the dual clip (arXiv 1912.09729, eq. 5): where
+    A < 0 the loss is at most -c A, so that a token far more likely than when it was sampled cannot outweigh a whole
+    batch. `kl_coef` adds the k3 estimate of KL(policy || reference), expm1(d) - d with d = ref_logp - logp, which is
+    never negative. `sequence` [N] (a trajectory number per token) turns on GSPO (arXiv 2507.18071): rho is the
+    geometric mean over the trajectory, the gradient stays per token.
     Returns (loss [N], stats [N] each).
     """
     d = logp - old_logp
@@ -989,8 +1325,11 @@ def policy_loss(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, kl_coef=0.0
     ratio = d.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     # The min is over the two products: it picks the pessimistic one for either sign of A.
-    loss = -torch.minimum(ratio * adv, clipped * adv)
-    stats = {"ratio": ratio.detach(), "clip": (clipped * adv < ratio * adv).detach().float()}
+    loss, cut = -torch.minimum(ratio * adv, clipped * adv), clipped * adv < ratio * adv
+    if clip_dual:
+        far = (adv < 0) & (ratio > clip_dual)
+        loss, cut = torch.where(far, -clip_dual * adv, loss), cut | far
+    stats = {"ratio": ratio.detach(), "clip": cut.detach().float()}
     if kl_coef:
         to_ref = ref_logp - logp
         kl = torch.expm1(to_ref) - to_ref
@@ -1137,6 +1476,14 @@ def summed(values):
     return total.tolist()
 
 
+def share_weights(model):
+    """Every process takes the first one's weights: whoever made a model at random made one of his own."""
+    for weight in model.state_dict().values() if dist.is_initialized() else []:
+        shared = weight.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(shared, 0)
+        weight.copy_(shared)
+
+
 def gather(data):
     """[data of process 0, of process 1, ...], on every process; travels as JSON, never as a pickle."""
     if not dist.is_initialized():
@@ -1160,18 +1507,23 @@ class Optimizer:
     state: dict  # master -> its moments by name, for all parts
     options: dict  # what it was made with, for the checkpoint
 
-    def clip(self, max_norm):
-        """Sum the gradients over all processes, hand them to the masters, clip them. Returns their norm."""
-        if dist.is_initialized():
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for _, p, _ in self.pairs]
-            everything = torch.cat([g.flatten() for g in grads])  # one message, not one for each parameter
-            dist.all_reduce(everything)
-            for (_, p, _), g in zip(self.pairs, everything.split([g.numel() for g in grads])):
-                p.grad = g.view_as(p)
+    def collect(self):
+        """Hand the gradients of a micro-batch to the masters: a sum in bf16 stops growing after some hundred."""
         for _, p, master in self.pairs:
             if master is not p and p.grad is not None:
-                master.grad, p.grad = p.grad.float(), None
-        return float(torch.nn.utils.clip_grad_norm_([master for *_, master in self.pairs], max_norm))
+                master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+                p.grad = None
+
+    def clip(self, max_norm):
+        """Sum the masters' gradients over all processes and clip them. Returns their norm."""
+        masters = [master for *_, master in self.pairs]
+        for bucket in buckets(masters, 1 << 25) if dist.is_initialized() else []:
+            grads = [torch.zeros_like(m) if m.grad is None else m.grad for m in bucket]
+            together = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(together)
+            for m, g in zip(bucket, together.split([m.numel() for m in bucket])):
+                m.grad = g.view_as(m)
+        return float(torch.nn.utils.clip_grad_norm_(masters, max_norm))
 
     @torch.no_grad()
     def step(self, lr):
@@ -1185,8 +1537,23 @@ class Optimizer:
                 p.copy_(master)
 
 
+def buckets(tensors, size):
+    """Tensors in order, in lists of about `size` numbers: one message each, not one for each tensor, nor one for all,
+    which would be a second copy of them."""
+    out, filled = [], size
+    for tensor in tensors:
+        if filled >= size:
+            out.append([])
+            filled = 0
+        out[-1].append(tensor)
+        filled += tensor.numel()
+    return out
+
+
 def make_optimizer(model, lr, weight_decay=0.0, betas=(0.9, 0.95), muon=0.0, gain=0.0):
     """AdamW. Parameters below float32 get float32 master copies: in bf16 an RL step of 1e-6 would be rounded away.
+    (Stochastic rounding would need no copies; but Adam's moments, in float32 anyway, are twice their size, and its
+    noise is a hundred steps of 1e-6.)
 
     muon > 0: the matrices between embedding and head learn by Muon instead, at `muon` times the learning rate. For a
     model made from scratch: heads that copy appear in half the steps. gain > 0: the last norm's gains learn at `gain`
@@ -1231,15 +1598,14 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
     model.zero_grad(set_to_none=True)
     loss, sums, largest = 0.0, {}, 0.0
     assert trajs or world() > 1, "no trajectory to learn from"  # another process may have some
-    for batch in batches([len(t.ids) for t in trajs], micro_tokens):
-        batch = [i for i in batch if any(trajs[i].mask)]  # a context full at once trains nothing
-        if not batch:
-            continue
-        part, stats, top = micro_loss(batch)
-        part.backward()
-        loss += part.detach()
-        sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
-        largest = max(largest, top)
+    with micro_batches(model, trajs, micro_tokens) as parts:
+        for batch in parts:
+            part, stats, top = micro_loss(batch)
+            part.backward()
+            optimizer.collect()
+            loss += part.detach()
+            sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
+            largest = max(largest, float(top))
     norm = optimizer.clip(max_grad_norm)
     names = sorted(set().union(*gather(sorted(sums))))  # a process may have had nothing to do
     loss, *totals = summed([float(loss), *(float(sums.get(k, 0.0)) for k in names)])
@@ -1248,7 +1614,8 @@ def optimise(model, optimizer, trajs, micro_loss, lr, micro_tokens, max_grad_nor
         optimizer.step(lr)
     for *_, master in optimizer.pairs:
         master.grad = None
-    return {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}, dict(zip(names, totals)), float(largest)
+    metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}
+    return metrics, dict(zip(names, totals)), max(gather(largest))
 
 
 def flat(trajs, batch, values, device):
@@ -1275,9 +1642,9 @@ def sft_step(model, optimizer, trajs, *, lr, echo=0.0, micro_tokens=16384, max_g
     return {**metrics, **sums, "tokens": int(total)}
 
 
-def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, kl_coef=0.0,
-              ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, echo=0.0, micro_tokens=16384,
-              max_grad_norm=1.0):
+def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_low=0.2, clip_high=0.2, clip_dual=0.0,
+              kl_coef=0.0, ref_logps=None, gspo=False, aggregate="token", constant_tokens=None, echo=0.0,
+              micro_tokens=16384, max_grad_norm=1.0):
     """One optimiser step of GRPO. advantages[i][k] belongs to turn k of trajectory i; the old log-probs are those
     recorded while sampling, so `temperature` must be the sampler's.
 
@@ -1313,8 +1680,8 @@ def grpo_step(model, optimizer, trajs, advantages, *, lr, temperature=1.0, clip_
         ref = flat(trajs, batch, ref_logps, device) if kl_coef else None
         owner = torch.arange(len(batch)).repeat_interleave(torch.tensor([lengths[i] for i in batch])).to(device)
         each = torch.tensor([1 / divisor[i] for i in batch], device=device)[owner]
-        loss, stats = policy_loss(logp, old, adv, clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef,
-                                  ref_logp=ref, sequence=owner if gspo else None)
+        loss, stats = policy_loss(logp, old, adv, clip_low=clip_low, clip_high=clip_high, clip_dual=clip_dual,
+                                  kl_coef=kl_coef, ref_logp=ref, sequence=owner if gspo else None)
         d = (logp - old).detach()
         sums = {k: v.sum() for k, v in stats.items()}
         sums |= {"kl": (torch.expm1(d) - d).sum(), "entropy": -logp.detach().sum()}
@@ -1421,13 +1788,16 @@ def save_checkpoint(path, model, tokenizer, optimizer=None, state=None):
         os.makedirs(temp)
         # whoever serves it samples as it was trained; the default is greedy, or top-k
         model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-        model.save_pretrained(temp)
+        model.save_pretrained(temp, state_dict=plain_weights(model) if adapted(model) else None)
         tokenizer.save_pretrained(temp)
         saved = {"state": state or {}, "optimizer": None, "files": {}}
         if optimizer is not None:
-            tensors = {}
+            # The corrections of LoRA are among what is optimised; the weights without them cannot be told from a sum.
+            saved["lora"] = lora_rank(model)
+            tensors = {f"{name}.weight|base": linear.weight for name, linear in adapted(model).items()}
             for name, p, master in optimizer.pairs:
-                kept = {**optimizer.state[master], **({} if master is p else {"master": master})}
+                alone = master is not p or saved["lora"]  # not to be had from the model's own file
+                kept = {**optimizer.state[master], **({"master": master} if alone else {})}
                 tensors |= {f"{name}|{key}": value.contiguous() for key, value in kept.items()}
             save_file(tensors, os.path.join(temp, OPTIMIZER))
             saved["optimizer"] = optimizer.options
@@ -1470,16 +1840,24 @@ def load_checkpoint(path, device=None):
         unchanged(found, OPTIMIZER, saved["files"][OPTIMIZER])
     try:
         if saved["optimizer"]:
+            if saved.get("lora"):
+                add_lora(model, saved["lora"])
             optimizer = make_optimizer(model, **saved["optimizer"])
             masters = {name: master for name, _, master in optimizer.pairs}
+            weights = dict(model.named_parameters())
             with safe_open(os.path.join(found, OPTIMIZER), "pt") as f:
                 for key in f.keys():
                     name, what = key.rsplit("|", 1)
-                    master, value = masters[name], f.get_tensor(key)
-                    if what == "master":
-                        master.copy_(value)
+                    value = f.get_tensor(key)
+                    if what == "base":
+                        weights[name].copy_(value)
+                    elif what == "master":
+                        masters[name].copy_(value)
                     else:
-                        optimizer.state[master][what] = value if what == "step" else value.clone().to(master.device)
+                        value = value if what == "step" else value.clone().to(weights[name].device)
+                        optimizer.state[masters[name]][what] = value
+            for _, p, master in optimizer.pairs if saved.get("lora") else []:
+                p.copy_(master)
     except Exception as error:
         raise PolicyError(f"checkpoint {found} is damaged: {reason(error)}") from error
     return model, tokenizer, optimizer, saved["state"]
@@ -1501,10 +1879,14 @@ class RunSettings:
     workers: int = 2            # processes that share the work (the numbers depend on it); torchrun sets its own
     model: str = "tiny"         # "tiny" (made here, from scratch), a run or checkpoint folder, a name, MODULE:FUNCTION
     device: str = ""            # empty: cuda if there is one, else cpu
-    micro_tokens: int = 2048    # padded tokens per forward pass in training: 2048 suits a CPU, 16384 a GPU
+    micro_tokens: int = 2048    # tokens per forward pass in training, shared ones once: 2048 suits a CPU, 16384 a GPU
     save_every: int = 25        # steps between two checkpoints
     sample_every: int = 10      # steps between two conversations that are shown
     index: int = 0              # which task to play or to chat about
+    # a model that must fit
+    dtype: str = ""             # of the weights: float32 | bfloat16 (optimiser, logits, loss: float32); empty: as is
+    checkpointing: bool = False         # a layer's insides are computed again in the backward pass, not kept
+    lora: int = 0               # rank of corrections that learn in place of the weights; 0: the weights learn
     # the tiny model
     vocab_size: int = 2048      # tokens, made from what will be read
     hidden: int = 128           # width
@@ -1524,7 +1906,8 @@ class RunSettings:
     steps: int = 56             # each: rollouts, then an update
     tasks: int = 16             # tasks per step
     group: int = 8              # rollouts per task
-    lr: float = 2.5e-4          # for the tiny model; a real checkpoint wants 1e-6
+    lr: float = 2.5e-4          # for the tiny model; a real checkpoint wants 1e-6, with --lora 1e-5 to 1e-4
+    weight_decay: float = 0.0   # of AdamW, in SFT too
     rl_muon: float = 10.0       # as muon above, in RL; both only for models below ten million parameters
     gain: float = 300.0         # the last norm's gains, which scale all logits, learn at this multiple of lr
     temperature: float = 1.0    # of the rollouts
@@ -1534,19 +1917,20 @@ class RunSettings:
     context: int = 1536         # tokens a conversation may hold
     max_new_tokens: int = 80    # per turn
     thinking: bool = False      # a model whose chat template knows of it (Qwen3) thinks before it speaks
+    graphs: bool = True         # on a GPU a decode step is replayed as a CUDA graph
     # evaluation
     eval_temperature: float = 1.0       # 1: the policy as trained; 0 is greedy
 
-    CHOICES = {}
+    CHOICES = {"dtype": ("", "float32", "bfloat16")}
     LEAST = {**dict.fromkeys("hidden layers heads kv_heads workers tasks rows save_every sample_every".split(), 1),
              "head_dim": 2, "group": 2, "max_new_tokens": 2, "context": 64, "vocab_size": 300, "temperature": 1e-3}
-    MOST = {"seed": 2**63 - 1, "workers": 64, "hidden": 2**16, "layers": 1000, "heads": 1024, "head_dim": 1024,
-            "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6, "temperature": 100,
-            "eval_temperature": 100}
+    MOST = {"seed": 2**63 - 1, "workers": 64, "lora": 4096, "hidden": 2**16, "layers": 1000, "heads": 1024,
+            "head_dim": 1024, "vocab_size": 10**6, "rows": 10**5, "context": 10**7, "max_new_tokens": 10**6,
+            "temperature": 100, "eval_temperature": 100}
     ALSO = {}
 
     @classmethod
-    def preset(cls, values):
+    def filled(cls, values):
         """What was typed (key -> value) and what follows from it, for a setting that stands for others."""
         return values
 
@@ -1554,7 +1938,7 @@ class RunSettings:
         """ValueError in one line for a setting out of its range."""
         for key, allowed in self.CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"--{key} is one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+                raise ValueError(f"--{key} is one of {', '.join(filter(None, allowed))}, not {getattr(self, key)!r}")
         for key, value in dataclasses.asdict(self).items():
             least, most = self.LEAST.get(key, 0), self.MOST.get(key, 10**9)
             if isinstance(value, (int, float)) and not value >= least:
@@ -1563,10 +1947,12 @@ class RunSettings:
                 raise ValueError(f"--{key} may be at most {most}, not {value}")
         if 0 < self.eval_temperature < 1e-3:
             raise ValueError(f"--eval_temperature is 0 (greedy) or at least 0.001, not {self.eval_temperature}")
+        if self.lora and self.model == "tiny":
+            raise ValueError("--lora corrects a model that has learned already: it needs --model")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError("--heads is a multiple of --kv_heads, and --head_dim is even")
-        if not re.fullmatch(r"[\w.-]*", self.name) or self.name in (".", ".."):
-            raise ValueError(f"--name is a plain folder name, not {self.name!r}")
+        if not re.fullmatch(r"([\w.-]+(/[\w.-]+)?)?", self.name) or {".", ".."} & set(self.name.split("/")):
+            raise ValueError(f"--name is a plain folder name, or STUDY/CELL, not {self.name!r}")
         try:
             torch.zeros(1, device=self.device or "cpu").tolist()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -1578,11 +1964,26 @@ class Stop(Exception):
 
 
 interrupted = False                                                     # by Ctrl-C, in this process or another
+most_gb = 0.0                                                           # of memory in use, of this process so far
 team = []                                                               # processes that this one started
 calls = 0                                                               # of command_line, by the script that runs
-held = []                                                               # run folders that this process works in
+held = []                                                               # folders that this process works in
 LOGS = ("metrics.jsonl", "times.jsonl", "samples.jsonl")
 PHASES = {"": 0, "sft": 1, "rl": 2, "val": 2}                           # in their order; "": before the first step
+
+
+def hold(folder):
+    """Keep a run folder for this process until it ends, however it ends. ValueError if another one has it.
+
+    The lock is on the folder itself: it leaves nothing behind.
+    """
+    held.append(os.open(folder, os.O_RDONLY))
+    try:
+        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use: another process works on this run") from None
+    except OSError:                                                     # a file system without locks
+        pass
 
 
 class Run:
@@ -1660,19 +2061,8 @@ class Run:
                 self._replace(file, "".join(kept))
 
     def _lock(self):
-        """Hold the run folder until this process ends, however it ends. ValueError if another one does.
-
-        The lock is on the folder itself: it leaves nothing behind.
-        """
-        if rank() or self.part:                                         # the first process holds it for all
-            return
-        held.append(os.open(self.path, os.O_RDONLY))
-        try:
-            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is in use: another process works on this run") from None
-        except OSError:                                                 # a file system without locks
-            pass
+        if not rank() and not self.part:                                # the first process holds it for all
+            hold(self.path)
 
     def _resume(self, differs):
         if self.path.is_dir():
@@ -1736,10 +2126,11 @@ class Run:
                 f.write(json.dumps(row) + "\n")
 
     def log_step(self, phase, step, row, began, times):
-        """Metrics to one file, what differs between two equal runs to another; (seconds of the step, peak GB)."""
+        """Metrics to one file, what differs between two equal runs to another; (seconds of the step, GB since the last
+        `phase_gb`)."""
         seconds = time.time() - began
         self.log("metrics.jsonl", {"phase": phase, "step": step, **row})
-        gb = peak_gb()
+        gb = phase_gb()
         self.log("times.jsonl", {"phase": phase, "step": step, "seconds": seconds, "gb": gb, **times})
         return seconds, gb
 
@@ -1772,9 +2163,40 @@ class Run:
             raise Stop
 
 
+def phase_gb():
+    """Most memory in use since this was last asked, by all processes together; to be asked by all of them.
+
+    Resident memory, or what was allocated of GPUs. A system other than Linux cannot forget a peak: there it is the
+    most so far.
+    """
+    global most_gb
+    if torch.cuda.is_initialized():
+        now = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20                # Linux counts in KiB
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")               # begins a new peak
+    most_gb = max(most_gb, now)
+    return summed([now])[0]
+
+
 def peak_gb():
-    """Peak resident memory of all processes; to be asked for by all of them."""
-    return summed([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20])[0]      # Linux counts in KiB
+    """Most memory in use so far, as `phase_gb` counts it."""
+    phase_gb()
+    return summed([most_gb])[0]
+
+
+def weighed(run):
+    """What the policy of a run takes, in words, by arithmetic."""
+    def gb(tensors):
+        return f"{sum(tensor.nbytes for tensor in tensors) / 2**30:.2f} GB"
+    learned = [master for *_, master in run.optimizer.pairs]
+    copies = [master for _, p, master in run.optimizer.pairs if master is not p]
+    dtype = str(run.model.dtype).removeprefix("torch.")
+    return (f"weights {gb(run.model.parameters())} ({dtype}), cache of {run.engine.rows} rows {gb([run.engine.kv])}; "
+            f"{sum(m.numel() for m in learned) / 1e6:.2f} M numbers learn: gradients {gb(learned)}, masters "
+            f"{gb(copies)}, moments {gb(learned * 2)}")
 
 
 def reason(error):
@@ -1806,14 +2228,19 @@ def share_work(s):
     team.extend(join(workers, program))
 
 
-def this_program():
-    """What makes `python` run this program again, with all that its script registers or patches."""
+def this_script():
+    """What makes `python` run the same script again, with all that it registers or patches."""
     main = sys.modules["__main__"]
     if main.__spec__:                                                   # python -m
-        return ["-m", main.__spec__.name, *sys.argv[1:]]
+        return ["-m", main.__spec__.name]
     if not os.path.isfile(getattr(main, "__file__", "")):               # a notebook, python -c
         raise ValueError("there is no script that a second process could run: add --workers=1")
-    return [main.__file__, *sys.argv[1:]]
+    return [main.__file__]
+
+
+def this_program():
+    """The same script with the same arguments."""
+    return [*this_script(), *sys.argv[1:]]
 
 
 def plug(key, address):
@@ -1839,7 +2266,7 @@ def chosen_policy(s):
     else:
         model, tokenizer = load_policy(s.model, device=s.device or None)
     tokenizer.thinking = s.thinking                                     # see `chat_key`
-    return model, tokenizer
+    return cast(model, s.dtype), tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -1861,21 +2288,31 @@ def first_policy(run, texts, envs, base=None):
         run.model, run.tokenizer = tiny_policy(
             texts(), vocab_size=s.vocab_size, hidden=s.hidden, layers=s.layers, heads=s.heads, kv_heads=s.kv_heads,
             head_dim=s.head_dim, ffn=2 * s.hidden, mimetic=s.mimetic, seed=s.seed)
-        run.model.to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cast(run.model, s.dtype).to(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         run.model, run.tokenizer = chosen_policy(s)
+        share_weights(run.model)
+    if s.checkpointing:
+        recompute_layers(run.model)
     if found and (run.optimizer is None or run.state.get("phase") not in PHASES):
         raise PolicyError(f"{found[0]} holds a policy alone: a run cannot go on from it")
-    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context)
+    run.engine = Engine(run.model, run.tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     must_fit(run.engine, envs)
     run.begin()
 
 
 def reference_policy(run):
-    """The frozen policy that RL started from, for the KL; on disk, so that a resumed run has the same one.
+    """ref_logps(trajectories) of the frozen policy that RL started from, for the KL, as `token_logps` gives them.
 
-    PolicyError if RL is under way and it is gone: today's policy is not what RL started from.
+    With LoRA it is the model itself, without its corrections. Else it is on disk, so that a resumed run has the same
+    one. PolicyError if RL is under way and it is gone: today's policy is not what RL started from.
     """
+    how = {"temperature": run.s.temperature, "micro_tokens": run.s.micro_tokens}
+    if run.s.lora:
+        def uncorrected(trajs):
+            with without_lora(run.model):
+                return token_logps(run.model, trajs, **how)
+        return uncorrected
     folder = run.path / "reference"
     saved = complete_checkpoint(str(folder))
     if not saved and run.state["phase"] == "rl" and run.state["step"]:
@@ -1883,7 +2320,8 @@ def reference_policy(run):
     if run.writes and not saved:
         save_checkpoint(folder, run.model, run.tokenizer)
     gather("saved")                                                     # nobody reads before it is written
-    return load_policy(str(folder.resolve()), device=run.s.device or None)[0]
+    reference, _ = load_policy(str(folder.resolve()), device=run.s.device or None)
+    return partial(token_logps, reference, **how)
 
 
 def run_phases(run, phases, teach, tell):
@@ -1896,9 +2334,14 @@ def run_phases(run, phases, teach, tell):
     small = sum(p.numel() for p in run.model.parameters()) < 10_000_000
     for phase in phases[phases.index(state["phase"]) if resumed else 0:]:
         first = state["step"] if resumed and phase == state["phase"] else 0
-        if not first:                                                   # each phase begins with fresh moments
+        if not first:                                   # each phase begins with fresh moments, and fresh corrections
+            if s.lora:
+                add_lora(run.model, s.lora, s.seed)
+                run.engine.steps.clear()                                # CUDA graphs of a model without corrections
             factors = {"muon": s.muon} if phase == "sft" else {"muon": s.rl_muon, "gain": s.gain}
-            run.optimizer = make_optimizer(run.model, s.lr, **factors if small else {})
+            run.optimizer = make_optimizer(run.model, s.lr, s.weight_decay, **factors if small and not s.lora else {})
+        if not small:
+            print(f"{phase}: {weighed(run)}", flush=True)
         teach[phase](first)
         tell(phase.upper())
 
@@ -1962,7 +2405,7 @@ def parse(argv, kind, commands):
             close = difflib.get_close_matches(key, types, 1)
             raise ValueError(f"unknown setting --{key}" + (f"; did you mean --{close[0]}?" if close else ""))
         values[key] = typed(f"--{key}", value, types[key])
-    settings = kind(**kind.preset(values))
+    settings = kind(**kind.filled(values))
     settings.check()
     return command, settings
 
@@ -2077,9 +2520,19 @@ class DummyEnv:
         return ["Well, since you ask me about it:"] * len(queries)
 
 
-def plain_rollout(model, tokenizer, trajs, new, clock):
+class LateEnv(DummyEnv):
+    """Its user takes a second to reply."""
+    slow = True
+
+    def answer(self, queries):
+        time.sleep(1)
+        return super().answer(queries)
+
+
+def plain_rollout(model, tokenizer, trajs, new, seconds):
     """The same conversations by transformers' generate: every turn re-encodes the whole history of all of them in
-    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs."""
+    one left-padded batch. Feedback tokens are taken from `trajs`; returns sampled tokens and their log-probs in the
+    last turn, and appends each turn's seconds."""
     pad, turns = tokenizer.pad_token_id, len(trajs[0].turn_rewards)
     starts = [[t.turn.index(k) for k in range(turns)] + [len(t.ids)] for t in trajs]
     said = [t.ids[:at[0]] for t, at in zip(trajs, starts)]
@@ -2091,7 +2544,7 @@ def plain_rollout(model, tokenizer, trajs, new, clock):
         out = model.generate(input_ids=ids, attention_mask=real, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                              max_new_tokens=new, eos_token_id=None, pad_token_id=pad,
                              return_dict_in_generate=True, output_logits=k == turns - 1)
-        clock["generate"] += time.perf_counter() - tick
+        seconds.append(time.perf_counter() - tick)
         sampled = out.sequences[:, width:]  # [B, new]
         for s, row, t, at in zip(said, sampled.tolist(), trajs, starts):
             s += row + t.ids[at[k] + new:at[k + 1]]
@@ -2104,52 +2557,208 @@ def largest_gap(a, b):
     return max(abs(x - y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-def main(quick):
-    talks, turns, new = (16, 4, 16) if quick else (64, 8, 20)
-    with open(__file__) as f:
-        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
-          f"x {turns} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+def play(engine, talks, turns, new, kind=DummyEnv):
+    """(Trajectories, seconds by part) of groups of eight. Here no turn ends by itself: all sides do the same work."""
+    engine.stop, clock = -1, {}
+    return rollout(engine, [kind(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock), clock
 
-    def play(rows, talks, turns, new, clock=None):
-        """Groups of eight. Here no turn ends by itself, so that all sides do the same work."""
-        engine = Engine(model, tokenizer, rows=rows, max_len=1024)
-        engine.stop = -1
-        return rollout(engine, [DummyEnv(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock)
 
-    play(4, 4, 1, 4)  # warm-up
-    ours, plain = {}, {"generate": 0}
-    trajs = play(talks, talks, turns, new, ours)
-    logps = [t.logps for t in trajs]
-    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, plain)
+def spent(clock):
+    """Seconds of a rollout."""
+    return sum(clock[key] for key in ("prefill", "decode", "user", "other"))
+
+
+def median_seconds(work, times=5):
+    """Median seconds of a call, after one to warm up; a GPU has then done its work."""
+    found = []
+    for _ in range(times + 1):
+        tick = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - tick)
+    return sorted(found[1:])[times // 2]
+
+
+def turn_seconds(engine, rows, length, heard=0, new=20):
+    """Seconds of a turn of some rows whose caches hold `length` tokens: `heard` are appended, `new` sampled."""
+    index, ones, uniform = np.arange(rows), np.ones(rows, np.int64), np.full(rows, 0.5)
+
+    def turn():
+        engine.length[:] = length
+        with torch.inference_mode(), attending(engine.model, "ragged"):
+            if heard:
+                engine.feed(index, np.ones((rows, heard), np.int64), heard * ones)
+            for _ in range(new):
+                engine.sample(engine.feed(index, ones[:, None], ones), uniform)
+    return median_seconds(turn)
+
+
+def floor_seconds(engine, rows, length):
+    """Seconds of the matrix products and the attention of a decode step, without all that is between them."""
+    weights = [(m.weight, torch.ones(rows, m.in_features, dtype=m.weight.dtype, device=m.weight.device))
+               for m in engine.model.modules() if isinstance(m, torch.nn.Linear)]
+    config = engine.model.config
+    keys, values = engine.kv[:, :, :rows, :, :length]
+    shape = rows, keys.shape[2], config.num_attention_heads // keys.shape[2], keys.shape[-1]
+    query = torch.ones(shape, dtype=keys.dtype, device=keys.device)
+    mask = torch.zeros(rows, 1, 1, length, dtype=keys.dtype, device=keys.device)
+
+    def step():
+        with torch.inference_mode():
+            for weight, x in weights:
+                F.linear(x, weight)
+            for k, v in zip(keys, values):
+                F.scaled_dot_product_attention(query, k, v, attn_mask=mask)
+    return median_seconds(step, 25)
+
+
+def memory_of_log_probs(tokens=1024, words=151_936):
+    """(ours, naive: peak bytes of log-probs and their gradient; largest gap between the gradients over its largest).
+
+    To be called first: the peak of a process only rises, and the naive way's is the higher.
+    """
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, words, bias=False)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=words, hidden_size=64, num_hidden_layers=0))
+    model.set_output_embeddings(head)
+    target, hidden = torch.randint(words, (tokens,)), torch.randn(tokens, 64)
+
+    def naive(h):
+        return head(h).float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
+
+    def ours(h):
+        return logps_at(model, h, target, 1.0)
+
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    grads, peaks = [], [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    for log_probs in (ours, naive):
+        head.weight.grad, h = None, hidden.clone().requires_grad_()
+        log_probs(h).mean().backward()
+        grads.append(h.grad)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    gap = (grads[0] - grads[1]).abs().max() / grads[1].abs().max()
+    return (peaks[1] - peaks[0]) * 1024, (peaks[2] - peaks[0]) * 1024, float(gap)
+
+
+def self_checks(model, tokenizer, trajs, new):
+    """Largest deviations between two ways to the same numbers."""
+    talks, turns, logps = len(trajs), len(trajs[0].turn_rewards), [t.logps for t in trajs]
     print("self-checks (largest deviation)")
     text = trajs[0].messages[:-1]
     whole = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
     print("  pieces = chat template        ", "yes" if demo_trajectory(tokenizer, text).ids == whole[:-1] else "NO")
     print(f"  cached = uncached              {largest_gap(logps, token_logps(model, trajs)):.1e}")
-    some = play(3, 5, turns, new)
+    some, _ = play(Engine(model, tokenizer, rows=3, max_len=2048), 5, turns, new)
     differ = "" if all(a.ids == b.ids for a, b in zip(some, trajs)) else ", tokens DIFFER"
     print(f"  {talks} rows = 3 rows               {largest_gap([t.logps for t in some], logps[:5]):.1e}{differ}")
-    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
-    last = [[x for x, k in zip(m, t.turn) if k == turns - 1] for m, t in zip(mine, trajs)]
-    print(f"  ours = generate's own          {largest_gap(last, plain_logps.tolist()):.1e}")
     weights, norms = {k: v.clone() for k, v in model.state_dict().items()}, []
     advantages = [[(-1.0) ** (i + k) for k in range(turns)] for i in range(8)]
     for micro_tokens in (1 << 20, 4 * len(trajs[0].ids), 1):
         model.load_state_dict(weights)
         m = grpo_step(model, make_optimizer(model, 1e-3), trajs[:8], advantages, lr=1e-3, micro_tokens=micro_tokens)
         norms.append(m["grad_norm"])
+    model.load_state_dict(weights)
     print(f"  first ratio = 1                {abs(m['ratio_max'] - 1):.1e}")
     print(f"  1 = 2 = 8 micro-batches        {(max(norms) - min(norms)) / max(norms):.1e} of the gradient norm\n")
-    parts = {k: ours[k] for k in ("prefill", "decode", "user", "other")}
-    seconds, sampled = sum(parts.values()), ours["sampled"]
-    print("rollout benchmark")
-    print(f"  generate, whole history again  {sampled / plain['generate']:8.0f} tokens/s  {plain['generate']:6.2f} s")
-    print(f"  this engine                    {sampled / seconds:8.0f} tokens/s  {seconds:6.2f} s  ",
-          ", ".join(f"{k} {v:.2f}" for k, v in parts.items()))
-    print(f"  ratio                          {plain['generate'] / seconds:8.1f}  ",
-          f"({sampled} sampled, {ours['prompt']} prompt tokens computed, {ours['copied']} copied)")
+
+
+def compare_with_generate(engine, talks, new, all_turns):
+    """Our rollouts against generate's, up to the same turn of the same conversations; returns ours."""
+    model, tokenizer, seconds = engine.model, engine.tokenizer, []
+    trajs, _ = play(engine, talks, all_turns[-1], new)
+    said, plain_logps = plain_rollout(model, tokenizer, trajs, new, seconds)
+    mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
+    last = [[x for x, k in zip(m, t.turn) if k == all_turns[-1] - 1] for m, t in zip(mine, trajs)]
+    print(f"ours = generate's own            {largest_gap(last, plain_logps.tolist()):.1e}\n")
+    print("rollout benchmark                   turns    tokens/s   generate's    ratio")
+    for turns in all_turns:
+        clocks = [play(engine, talks, turns, new)[1] for _ in range(3)]
+        clock = sorted(clocks, key=spent)[1]
+        plain = sum(seconds[:turns])
+        print(f"{turns:41}{clock['sampled'] / spent(clock):12.0f}{clock['sampled'] / plain:13.0f}"
+              f"{plain / spent(clock):9.1f}   " + ", ".join(f"{k} {clock[k]:.2f}" for k in ("prefill", "decode")))
+    return trajs
+
+
+def main(argv):
+    quick = "--quick" in argv
+    shape = next((arg.removeprefix("--shape=") for arg in argv if arg.startswith("--shape=")), "")
+    if shape:
+        return roofline(shape)
+    talks, all_turns, new = (16, (2, 4), 16) if quick else (64, (4, 8, 16), 20)
+    ours, naive, gap = memory_of_log_probs(512 if quick else 1024)
+    with open(__file__) as f:
+        model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
+          f"x {all_turns[-1]} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+    engine = Engine(model, tokenizer, rows=talks, max_len=2048)
+    play(engine, 4, 1, 4)  # warm-up
+    self_checks(model, tokenizer, play(engine, talks, all_turns[0], new)[0], new)
+    trajs = compare_with_generate(engine, talks, new, all_turns)
+    # the turns that are compared, their context before, and what is heard before each
+    few, many = all_turns[0], all_turns[-1]
+    start = [[t.turn.index(k - 1) for k in (few, many)] for t in trajs]
+    short, long = (int(np.mean(column)) for column in zip(*start))
+    heard = (long - short) // (many - few) - new
+    late_turn, early_turn = (turn_seconds(engine, talks, n - heard, heard, new) for n in (long, short))
+    cost = late_turn / early_turn
+    print(f"\na token of turn {many} costs {cost:.1f} of turn {few}'s; its context is {long / short:.1f} times as long")
+    floor = floor_seconds(engine, talks, short)
+    step = turn_seconds(engine, talks, short) / 20
+    print(f"a decode step of {talks} rows at {short} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its floor "
+          f"of matrix products and attention")
+    turns = 2 if quick else 8
+    _, late = play(engine, talks, turns, new, LateEnv)
+    alone, work = play(engine, 1, turns, new)[1], play(engine, talks, turns, new)[1]
+    bound = max(turns + spent(alone), spent(work))
+    print(f"a user who takes 1 s, {talks} x {turns} turns: {spent(late):.1f} s, {spent(late) / bound:.2f} times the "
+          "bound of waiting or working alone")
+    print(f"log-probs over 151,936 words, with gradient: {ours / 2**20:.0f} MB, the naive way {naive / 2**20:.0f} MB "
+          f"({ours / naive:.2f}); gradients differ by {gap:.0e}")
+
+
+SHAPES = {"tiny": (128, 3, 4, 2, 32, 256, 2048), "0.6B": (1024, 28, 16, 8, 128, 3072, 151_936),
+          "1.7B": (2048, 28, 16, 8, 128, 6144, 151_936), "4B": (2560, 36, 32, 8, 128, 9728, 151_936)}
+
+
+def roofline(shape, length=512):
+    """Decode steps of a Qwen3 shape with random weights: tokens/s, and the share of the time that reading weights and
+    cache once takes at the bandwidth of a large copy; then, that CUDA graphs change nothing and survive an update."""
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    if shape not in SHAPES or (on == "cpu" and shape != "tiny"):
+        sys.exit(f"grpo.py: --shape is one of {', '.join(SHAPES)}" + ("; on a CPU, tiny" if on == "cpu" else ""))
+    hidden, layers, heads, kv, size, ffn, words = SHAPES[shape]
+    config = Qwen3Config(vocab_size=words, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+                         num_key_value_heads=kv, head_dim=size, intermediate_size=ffn, tie_word_embeddings=True)
+    small, tokenizer = tiny_policy([__doc__])
+    with torch.device(on):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on == "cuda" else torch.float32).eval()
+    block = torch.zeros(1 << 28 if on == "cuda" else 1 << 24, device=on)
+    bandwidth = 8 * block.numel() / median_seconds(block.clone)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"{shape}: {weights / 1e9:.3g} GB of weights, {bandwidth / 1e9:.3g} GB/s, {length} tokens of context, "
+          f"{torch.cuda.get_device_name() if on == 'cuda' else 'CPU'}")
+    print("rows     tokens/s   of the roofline   without graphs")
+
+    def measured(rows, graphs):
+        engine = Engine(model, tokenizer, rows=rows, max_len=length + 64, graphs=graphs)
+        cache = engine.kv.numel() * engine.kv.element_size() * length / engine.kv.shape[-2]
+        step = turn_seconds(engine, rows, length - 20) / 20
+        return rows / step, 100 * (weights + cache) / bandwidth / step
+
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        (speed, share), (_, without) = measured(rows, True), measured(rows, False)
+        print(f"{rows:4}{speed:13.0f}{share:16.0f} %{without:14.0f} %", flush=True)
+    small.to(on)
+    captured_steps, plain = (Engine(small, tokenizer, rows=8, max_len=1024, graphs=graphs) for graphs in (True, False))
+    (one, _), (other, _) = (play(engine, 8, 3, 16) for engine in (captured_steps, plain))
+    same = all(a.ids == b.ids for a, b in zip(one, other))
+    grpo_step(small, make_optimizer(small, 1e-3), one, [[(-1.0) ** i] * 3 for i in range(8)], lr=1e-3)
+    after, _ = play(captured_steps, 8, 3, 16)
+    print(f"with graphs and without: {'the same tokens' if same else 'tokens DIFFER'}; cached = uncached, after an "
+          f"update: {largest_gap([t.logps for t in after], token_logps(small, after)):.1e}")
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main(sys.argv[1:])

@@ -16,6 +16,7 @@ statistics across batches. Plain lists of floats; standard library only.
 
 Run:  python rewards.py      one conversation, its credits and advantages under every scheme
 """
+import itertools
 import math
 from statistics import NormalDist
 
@@ -186,6 +187,45 @@ def _one_group(R, w, n, z, combine, normalize):
     return [[z_i + (w_t - m) / unit for w_t in w_i] for w_i, z_i, m in zip(w, z, means)]
 
 
+def workings(rewards, tokens, gamma=0.8, k=2.0, normalize="std"):
+    """Every scheme's advantages in one group, and the numbers that their formulas are filled in with.
+
+    rewards, tokens: as in `turn_advantages`, of one group. Returns, by the names of its formulas:
+    advantages {"naive sum scale", ..., "loo": per rollout, A_t of each turn}; per rollout w {turn
+    scheme: credits}, used and sum {turn scheme: N and sum_t(n_t w_t) of scale}, m {turn scheme},
+    R and z {trajectory scheme}, others (loo's mean of the others' G_t, a number per turn); for the
+    group range {turn scheme: max w - min w}, mean, unit and paper_unit {trajectory scheme: what
+    R is compared with and divided by}.
+    ValueError: as there.
+    """
+    group, everything = [0] * len(rewards), {"gamma": gamma, "k": k, "normalize": normalize}
+    out = {"advantages": {}, "w": {}, "used": {}, "sum": {}, "m": {}, "range": {}, "R": {}, "z": {},
+           "mean": {}, "unit": {}, "paper_unit": {}, **everything}
+    for turn in TURN:
+        w = out["w"][turn] = [turn_credits(r, turn, gamma, k) for r in rewards]
+        pairs = list(zip(w, tokens))
+        out["used"][turn] = [sum(n_t for w_t, n_t in zip(*pair) if w_t != 0) for pair in pairs]
+        out["sum"][turn] = [math.fsum(w_t * n_t for w_t, n_t in zip(*pair)) for pair in pairs]
+        out["m"][turn] = [_token_mean(*pair) for pair in pairs]
+        everyone = [w_t for w_i in w for w_t in w_i]
+        out["range"][turn] = 0.0 if _equal(everyone) else max(everyone) - min(everyone)
+    for trajectory in TRAJECTORY:
+        R = out["R"][trajectory] = [trajectory_score(r, trajectory, gamma) for r in rewards]
+        out["z"][trajectory] = group_advantages(R, group, normalize)
+        out["mean"][trajectory] = math.fsum(R) / len(R)
+        alone = len(R) == 1                         # it has no std, and nothing is divided
+        out["unit"][trajectory] = 0.0 if alone else _unit(R, normalize, ddof=1)
+        out["paper_unit"][trajectory] = _unit(R, normalize, ddof=0)
+    G = out["w"]["r2g"]
+    out["others"] = [[g_t - a_t for g_t, a_t in zip(*pair)] for pair in zip(G, leave_one_out(G))]
+    ways = [(*way, combine) for combine in COMBINE[:-1] for way in itertools.product(TURN, TRAJECTORY)]
+    for turn, trajectory, combine in [*ways, ("naive", "sum", "loo")]:      # loo reads neither
+        name = combine if combine == "loo" else f"{turn} {trajectory} {combine}"
+        out["advantages"][name] = turn_advantages(
+            rewards, tokens, group, turn, trajectory, combine, **everything)
+    return out
+
+
 def leave_one_out(returns):
     """A_t = G_t - the mean over the group's other rollouts of their G_t (0 where they have ended).
 
@@ -290,14 +330,13 @@ def pass_at_k(n, c, k):
 
 
 def best_of_k(values, k):
-    """Expected best of k of the values, drawn without replacement: what k tries earn.  The unbiased estimate.
+    """Expected largest of k of the values, drawn without putting back: of each value the chance that it is that.
 
-    The i-th smallest of n is the best of C(i - 1, k - 1) of the C(n, k) draws.  ValueError unless 1 <= k <= n."""
-    n = len(values)
-    if not n >= k >= 1:
-        raise ValueError(f"best of k needs 1 <= k <= n, got n={n}, k={k}")
-    ranked = sorted(values)
-    return sum(ranked[i] * math.comb(i, k - 1) for i in range(k - 1, n)) / math.comb(n, k)
+    Unbiased for best-of-k by a perfect judge; of 0s and 1s it is pass_at_k. ValueError unless 1 <= k <= n."""
+    x = sorted(_numbers("values", values))
+    if not len(x) >= k >= 1:
+        raise ValueError(f"best of k needs 1 <= k <= n, got n={len(x)}, k={k}")
+    return math.fsum(v * math.comb(i, k - 1) for i, v in enumerate(x)) / math.comb(len(x), k)
 
 
 def mean_ci(values):

@@ -6,18 +6,25 @@
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
     python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
     python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
+    python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
+    python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
+    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
 (seconds, memory), eval.json, talks.json (each gym's first held-out task, as each policy played it), samples.jsonl
-(whole training conversations with reward, credit and advantage of each turn), talks.jsonl (every conversation of an
-evaluation, --save_talks), checkpoint/, best/ (--eval_every), reference/ (the policy that RL started from, for --kl).
+(training conversations in whole groups, with reward, credit and advantage of each turn), talks.jsonl (every
+conversation of an evaluation, --save_talks), report.html, checkpoint/, best/ (--eval_every), reference/ (the policy
+that RL started from, for --kl).
 Gyms, users and models of your own: --gyms=MODULE:CLASS, --user=MODULE:ARGUMENT, --model=MODULE:FUNCTION, or a script
 that registers them and calls `main`.
 
-On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: sweeps, dashboards,
+A study (`ablate`) is a folder of runs, runs/<study>/<cell>-s<seed>/, with study.json (its plan, and what its runs
+measured) and table.txt.
+
+On a CPU `workers` processes share the work, elsewhere as many as torchrun starts.  Left out: dashboards,
 asynchronous rollouts.  envs.py says what is rewarded, rewards.py who gets the credit, grpo.py how a policy talks
 and learns and what a run is; this file which tasks are demonstrated, trained on and measured, and what is printed.
 """
@@ -32,12 +39,13 @@ import os
 import queue
 import random
 import re
+import signal
 import sys
 import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -47,14 +55,37 @@ import numpy as np
 import rewards
 
 
+# What --preset=NAME sets.  paper: UserRL's published numbers.  Five gyms are trained, in proportion to their tasks
+# (925, 423, 200, 500, 378), three are only evaluated; 15 epochs of 2,426 tasks in batches of 128, 16 to an update.
+PRESETS = {
+    "quick": {"sft_steps": 300, "steps": 12, "eval_tasks": 32},
+    "paper": {
+        "gyms": ",".join(["travel"] * 9 + ["turtle"] * 4 + ["function"] * 2 + ["tau"] * 5 + ["persuade"] * 4
+                         + ["intention", "telepathy", "search"]),
+        "hold_out": "intention,telepathy,search",
+        "steps": 15 * (2426 // 128), "tasks": 128, "group": 8, "updates": 8, "mixture": "equal",
+        "lr": 1e-6, "warmup": 0.0, "decay": "constant", "weight_decay": 0.01, "sft_lr": 1e-5,
+        "turn": "equalized", "trajectory": "r2g", "combine": "scale", "normalize": "std", "gamma": 0.8, "k": 2.0,
+        "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "kl": 0.0, "ratio": "token", "aggregate": "token",
+        "max_turns": 16, "max_new_tokens": 2048, "context": 1152 + 8192, "temperature": 1.0,
+        "eval_temperature": 0.0, "eval_every": 5, "tier": "all", "wrong": 10, "noise": 5,
+        "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
+        # not published: how it fits on one GPU
+        "dtype": "bfloat16", "checkpointing": True, "micro_tokens": 16384, "rows": 128,
+    },
+}
+
+
 @dataclass
 class Settings(grpo.RunSettings):
     # the run
     model: str = "tiny"             # "tiny", a run, hub name, .gguf, MODULE:FUNCTION; eval: "expert", NAME@URL, too
     gyms: str = "travel,persuade,intention,turtle"      # names, MODULE:CLASS (an Env of your own), or "all" eight
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
+    preset: str = ""                # "quick": a study in minutes a run; "paper": as published. What is typed counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
-    micro_tokens: int = 1024        # padded tokens per forward pass in training: 1024 suits a CPU, 16384 a GPU
+    # the tiny model
+    vocab_size: int = 4096          # enough that a word is one token, here and there: what is copied in one piece
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
@@ -79,6 +110,7 @@ class Settings(grpo.RunSettings):
     gamma: float = 1.0              # discount of r2g and loo; UserRL has 0.8
     k: float = 2.0                  # steepness of em
     clip_low: float = 0.2           # the ratio is clipped at 1 - clip_low
+    clip_dual: float = 0.0          # where the advantage is negative, at this too (UserRL: 3; arXiv 1912.09729); 0: not
     kl: float = 0.05                # weight of the k3 KL to the policy RL started from: noise drifts, rewards do not
     ratio: str = "token"            # token | sequence (GSPO)
     aggregate: str = "token"        # token | sequence | constant (Dr. GRPO): the divisor of the loss
@@ -107,6 +139,9 @@ class Settings(grpo.RunSettings):
     llm_context: int = 3072         # tokens of a request and its reply; of llm:FOLDER only
     llm_cache: str = "runs/.llm"    # folder of a server's replies, each asked for once; empty: none
     llm_prompts: str = ""           # the version of the prompts: set by itself, and the same when a run goes on
+    # self-play
+    rounds: int = 3                 # in each the agent learns (--steps), then the user; 0 steps: it stays as it is
+    user_steps: int = 12            # RL steps of the user a round
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
@@ -115,21 +150,39 @@ class Settings(grpo.RunSettings):
     timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
+    # studies
+    study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
+    grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
+    tests: str = ""                 # ablate, eval: a grid, too: with what each policy is evaluated
+    seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
+    jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
 
     CHOICES = {"turn": rewards.TURN, "trajectory": rewards.TRAJECTORY, "combine": rewards.COMBINE,
                "normalize": rewards.NORMALIZE, "mixture": ("signal", "equal"), "decay": ("cosine", "constant"),
                "choice": ("single", "multi"), "ratio": ("token", "sequence"),
-               "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS)}
+               "aggregate": ("token", "sequence", "constant"), "form": envs.FORMS, "split": tuple(envs.SPLITS),
+               "preset": ("", *PRESETS), **grpo.RunSettings.CHOICES}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
-             "llm_context": 64}
-    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100}
+             "llm_context": 64, "seeds": 1}
+    MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
     @classmethod
-    def preset(cls, values: dict) -> dict:
-        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run."""
+    def filled(cls, values: dict) -> dict:
+        """--minutes as numbers of steps: no clock is asked, so that the same settings give the same run.
+
+        A --study and a --preset fix settings; what is typed counts more.
+        """
+        if (study := values.get("study")) and study not in STUDIES:
+            raise ValueError(f"--study is one of {', '.join(STUDIES)}, not {study!r}")
+        if study:
+            values = {**STUDIES[study].get("fixed", {}), **values}
         minutes = values.get("minutes", 0.0)
+        if values.get("preset") in PRESETS:
+            if minutes:
+                raise ValueError("--minutes and --preset both count the steps: leave out one of them")
+            values = {**PRESETS[values["preset"]], **values}
         if not 0 <= minutes <= 10_000:
             raise ValueError(f"--minutes must be from 0 to 10000, not {minutes}")
         if not minutes:
@@ -150,6 +203,8 @@ class Settings(grpo.RunSettings):
             raise ValueError("--reading must be below 1, and --slip, --user_noise, --user_vague are probabilities")
         if self.model == "tiny" and self.reading and not self.facts:
             raise ValueError("--facts must be at least 1 while --reading is above 0")
+        if 0 < self.clip_dual <= 1:
+            raise ValueError(f"--clip_dual is above 1, or 0 for none, not {self.clip_dual}")
         for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
         kept([], self.keep)
@@ -517,12 +572,13 @@ def gym_summary(episodes: list[dict], samples: int) -> dict:
     if failures:
         row |= {"agent_errors": len(failures), "agent_error": failures[0]}
     if samples > 1:
-        solved = [sum(e["solved"] for e in same) for same in tasks.values() if len(same) == samples]
-        earned = [[sum(e["rewards"]) for e in same] for same in tasks.values() if len(same) == samples]
-        row["pass_at"] = {k: average(rewards.pass_at_k(samples, count, k) for count in solved)
-                          for k in range(1, samples + 1)}
-        row["best_of"] = {k: average(rewards.best_of_k(values, k) for values in earned)
-                          for k in range(1, samples + 1)}
+        whole = [same for same in tasks.values() if len(same) == samples]
+        solved = [sum(e["solved"] for e in same) for same in whole]
+        earned = [[sum(e["rewards"]) for e in same] for same in whole]
+        row["pass_at"], row["best_at"] = {}, {}
+        for k in range(1, samples + 1):
+            row["pass_at"][k] = average(rewards.pass_at_k(samples, count, k) for count in solved)
+            row["best_at"][k] = average(rewards.best_of_k(values, k) for values in earned)
     if scored and "metrics" in scored[0]:
         row["userbench"] = userbench(scored)
     return row
@@ -814,7 +870,7 @@ def print_table(columns: dict[str, dict]) -> None:
         for gym, row in column["gyms"].items():
             if "pass_at" in row and row["n"]:
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
-                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_of"].items()))
+                print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
                 print(f"{name}, {gym}: {row['user_errors']} episodes left out, their user failed: {row['user_error']}")
             if "agent_error" in row:
@@ -1106,10 +1162,10 @@ def update(run: grpo.Run, reference, step: int, talks, advantages, signals: list
         if not grpo.summed([len(picked)])[0]:                           # the processes step together, or not at all
             continue
         batch = [talks[i] for i in picked]
-        ref_logps = grpo.token_logps(reference, batch, s.temperature, s.micro_tokens) if s.kl else None
+        ref_logps = reference(batch) if s.kl else None
         rows.append(grpo.grpo_step(
             run.model, run.optimizer, batch, [advantages[i] for i in picked], lr=lr, temperature=s.temperature,
-            clip_low=s.clip_low, clip_high=s.clip_high, kl_coef=s.kl, ref_logps=ref_logps,
+            clip_low=s.clip_low, clip_high=s.clip_high, clip_dual=s.clip_dual, kl_coef=s.kl, ref_logps=ref_logps,
             gspo=s.ratio == "sequence", aggregate=s.aggregate, echo=s.echo, micro_tokens=s.micro_tokens,
             constant_tokens=s.max_turns * s.max_new_tokens))            # Dr. GRPO's divisor: the longest there can be
     merge = {"ratio_max": np.max, "skipped": np.sum, "tokens": np.sum}
@@ -1254,7 +1310,7 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
     for step in range(first + 1, s.steps + 1):
         began, times = time.time(), {}
         talks, advantages, signals, counts = collect(s, run.engine, user, mixture, times)
-        times["rollout"] = time.time() - began
+        times |= {"rollout": time.time() - began, "rollout_gb": grpo.phase_gb()}
         metrics = update(run, reference, step, talks, advantages, signals)
         remember_spread(mixture, talks)
         row = {**step_row(s, talks, counts), **metrics}
@@ -1262,25 +1318,52 @@ def train_rl(run: grpo.Run, user, first: int) -> None:
         seconds, gb = run.log_step("rl", step, row, began, times)
         speed = grpo.summed([times.get("sampled", 0)])[0] / max(times["rollout"], 1e-9)
         left = grpo.time_left(since, step - first, s.steps - first)
-        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s {gb:4.2f} GB | "
+        print(f"rl {step:4d}/{s.steps} | {step_line(row, counts)} | {speed:5.0f} tok/s {seconds:4.1f} s "
+              f"GB {times['rollout_gb']:4.2f} rollout {gb:4.2f} update | "
               f"{left} left", flush=True)
         for line in alarms(rows, s) if step % ALARM_EVERY == 0 else []:
             print(f"   ! {line}", flush=True)
-        if talks and (step % s.sample_every == 0 or step == 1):
-            show_sample(run, step, talks[step % len(talks)], advantages[step % len(talks)])
+        if step % s.sample_every == 0 or step == 1:
+            log_samples(run, step, talks, advantages, signals)
+            if talks:
+                show_sample(talks[step % len(talks)], advantages[step % len(talks)])
         if s.eval_every and (step % s.eval_every == 0 or step == s.steps):
             val = validate(run, user, step, val)
         run.finish_step(step, s.steps, "rl", mixture=mixture, val=val)
 
 
-def show_sample(run: grpo.Run, step: int, talk, advantages: list[float]) -> None:
-    """Write a conversation to samples.jsonl and print it, with each turn's reward and advantage."""
-    s = run.s
+def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> None:
+    """Write conversations to samples.jsonl: of each gym a whole group, because an advantage compares within its group.
+
+    Of the groups of a gym it is the one that `show_sample` prints from, else one with a signal, else any.
+    """
+    shown = talks[step % len(talks)].group if talks else None
+    members: dict[str, list[int]] = {}
+    for i, talk in enumerate(talks):
+        members.setdefault(talk.group, []).append(i)
+    mine: dict[str, list[dict]] = {}
+    for group in sorted(members, key=lambda group: (group != shown, group not in signals)):
+        rows = [sample_row(run.s, step, talks[i], advantages[i], len(members[group])) for i in members[group]]
+        mine.setdefault(rows[0]["gym"], rows)
+    picked: dict[str, list[dict]] = {}
+    for theirs in grpo.gather(mine):
+        picked = {**theirs, **picked}
+    for row in itertools.chain(*picked.values()):
+        run.log("samples.jsonl", row)
+
+
+def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
+    """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
-    run.log("samples.jsonl", {
-        "phase": "rl", "step": step, "gym": talk.gym, "status": talk.status, "messages": talk.messages,
-        "rewards": talk.turn_rewards, "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "advantages": advantages, "hidden": talk.infos[-1]["hidden"] if talk.infos else {}})
+    return {
+        "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
+        "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
+        "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
+        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+
+
+def show_sample(talk, advantages: list[float]) -> None:
+    """Print a conversation, with each turn's reward and advantage."""
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
     history = [("agent" if m["role"] == "assistant" else "user", m["content"]) for m in talk.messages[1:]]
     earned = [f"{reward:5.2f} {advantage:+6.2f}" for reward, advantage in zip(talk.turn_rewards, advantages)]
@@ -1343,7 +1426,8 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}", flush=True)
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}, "
+          f"{grpo.phase_gb():.2f} GB", flush=True)
     if "user_counts" in result:
         told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
         print("   the LLM user so far: " + ", ".join(told), flush=True)
@@ -1440,7 +1524,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         learn(run, phases)
     except grpo.Stop:
         print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
-              f"    python userrl.py {command} --name={run.path.name} --resume=True")
+              f"    python userrl.py {command} --name={run.path.relative_to('runs')} --resume=True")
         raise
     print_table(run.evals)
     if "best" in (val := run.state.get("val", {})):
@@ -1448,6 +1532,8 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
               f"{last};\nit is in {run.path}/best, the table shows the last")
     before_and_after(run)
+    if run.writes:
+        print(f"curves, tables and conversations, for a browser: {write_report(run.path)}")
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
     print(f"talk to it:  python userrl.py play --gyms={listed(run.s.gyms)[-1]} --model={run.path}")
 
@@ -1496,6 +1582,8 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
+    if s.tests:
+        return examine(s)
     if s.data and not s.files:
         raise ValueError(f"--data={s.data} is no folder of task files")
     for gym in chosen(s) if s.files else []:
@@ -1516,7 +1604,7 @@ def eval_(s: Settings) -> None:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
     elif policy not in SCRIPTED and label not in run.evals:
         model, tokenizer = grpo.chosen_policy(s)
-        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context)
+        policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_envs(s))
     run.begin()
     try:
@@ -1535,6 +1623,125 @@ def eval_(s: Settings) -> None:
         print_userbench(run.evals[label]["gyms"]["travel"]["userbench"])
     print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
+
+# ---------------------------------------------------------------------------------------------- both chairs
+
+HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
+
+
+def selfplay(s: Settings) -> None:
+    """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
+
+    A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
+    before it.  Then the latest agent and one of those before it converse with the latest user (on --tasks tasks a gym),
+    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: the agent by what the
+    gyms pay, the user's lines by rewards of its own (a line said whole, in character, and nothing beside it).  So the
+    agent shapes what its user has to say; how well the agent does is no reward of the user's, or its failing could pay.
+
+    Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
+    """
+    if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
+        raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    began, run = time.time(), grpo.Run(s, "selfplay")
+    s = run.s
+    agents, users = [s.model], [s.user.partition(":")[2]]
+    grpo.must_fit(engine_of(s, s.model), first_envs(s))
+    pool = [make_user(s)]
+    run.begin()
+    try:
+        test_chairs(run, 0, agents, users)
+        for number in range(1, s.rounds + 1):
+            # half of the time the latest, else one of those before it
+            users_met = envs.MixedUser(pool[:-1] + pool[-1:] * max(1, len(pool) - 1))
+            agents.append(agent_round(run, number, agents, users_met))
+            users.append(user_round(run, number, agents, users, pool[-1]))
+            pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
+            test_chairs(run, number, agents, users)
+    except grpo.Stop:
+        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
+        raise
+    print_chairs(run)
+    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def engine_of(s: Settings, model: str) -> grpo.Engine:
+    return grpo.Engine(*grpo.chosen_policy(replace(s, model=model)), rows=s.rows, max_len=s.context, graphs=s.graphs)
+
+
+def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedUser) -> str:
+    """The agent's turn to learn: a run of its own in the run folder, which is returned."""
+    place = f"agent-{number}"
+    if not run.s.steps:
+        return agents[-1]
+    print(f"-- round {number}: the agent learns", flush=True)
+    resume = (run.path / place / "config.json").exists()
+    # tasks that no round before it had
+    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
+    part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
+    grpo.first_policy(part, None, first_envs(part.s))
+    grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
+    return str(part.path)
+
+
+def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], user) -> str:
+    """The user's turn: it hears the agents, then practises.  Returns its run folder."""
+    import userlm_r1
+    s, file = run.s, f"lines-{number}.json"
+    if not s.user_steps:
+        return users[-1]
+    print(f"-- round {number}: the user learns", flush=True)
+    if not (run.path / file).exists():
+        before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
+        user.lines.clear()
+        for agent in (agents[-1], before):
+            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(s.tasks)]
+            roll(replace(s, group=2), engine_of(s, agent), user, places, {})
+        run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
+    grpo.gather("written")                                              # nobody reads before
+    own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+    return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
+
+
+def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str]) -> None:
+    """Test both after a round, once; into eval.json."""
+    import userlm_r1
+    s = run.s
+    engine = engine_of(s, agents[-1])
+    for label, harder in {"scripted": {}, "held out": HELD_OUT_USER}.items():
+        own = replace(s, user="scripted", **harder)
+
+        def take():
+            result = evaluate(own, engine, make_user(own), s.eval_tasks)
+            result.pop("talks", None)
+            return result
+        result = run.evaluate(f"agent {number}, {label}", take)
+        print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
+    own = userlm_r1.as_trained(userlm_r1.Settings(
+        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
+        eval_calls=max(10, min(s.eval_tasks, 48))))
+    userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
+        own, users[-1], userlm_r1.trained(own), userlm_r1.agents_of(own), broken=False)))
+
+
+def print_chairs(run: grpo.Run) -> None:
+    """The table: a row a round."""
+    titles = "agent: scripted", "held-out user", "user: unfit", "tau", "gap", "AUC"
+    print(f"\n{'round':8}" + "".join(f"{title:>17}" for title in titles))
+    for number in range(run.s.rounds + 1):
+        agent = [shown(run.evals[f"agent {number}, {label}"]["macro"]) for label in ("scripted", "held out")]
+        report = run.evals[f"user {number}"]
+        share = report["replaced"] / max(report["spoken"], 1)
+        half = 1.96 * math.sqrt(share * (1 - share) / max(report["spoken"], 1))
+        row = report["users"][report["tested"]]
+        numbers = [[share, half], row["tau"], row["gap"], row["auc"]]
+        print(f"{number:<8}" + "".join(f"{cell:>17}" for cell in agent + [f"{x:.3f} ± {h:.3f}" for x, h in numbers]))
+    print("(agent: macro-average return; unfit: share of its lines that the rules had to say; tau, gap, AUC: its "
+          "fidelity\n report, see userlm_r1.py; ± is half a 95 % interval over tasks, calls or lines)")
+
+
+# ---------------------------------------------------------------------------------------------- play
 
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
@@ -1563,7 +1770,7 @@ def play(s: Settings) -> None:
         model, tokenizer = grpo.chosen_policy(s)
         print(f"You are the user; an empty line ends it. For example: {first}")
         person = Person(env.system_prompt, input("you    ") or first, env.tools)
-        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context)
+        engine = grpo.Engine(model, tokenizer, rows=1, max_len=s.context, graphs=s.graphs)
         grpo.rollout(engine, [person], seeds=[(s.seed, int(time.time()))], temperature=s.temperature,
                      max_new_tokens=s.max_new_tokens)
         return
@@ -1577,11 +1784,1571 @@ def play(s: Settings) -> None:
     print(f"return {total:.2f}; what was hidden: {env.task}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "play": play}
+# ---------------------------------------------------------------------------------------------- studies
+
+# What can be asked in one command.  grid: the cells, each trained on every seed from the same cold start; fixed: other
+# settings, unless typed; tests: with what each policy is evaluated, beside its own held-out tasks; show: further
+# numbers of the tables (`numbers` has them all).  "NAME: " before a grid names its cells, "+" is a comma in a value,
+# "50%" half of what is set; {name} is the study's folder, and a grid with {user} waits for a --user.
+STUDIES = {
+    "credit": {
+        "question": "Which credit for a turn, and which score for a conversation?",
+        "fixed": {"gamma": 0.8, "normalize": "std"},
+        "grid": "turn=naive,equalized,r2g,em; trajectory=sum,mean,r2g; combine=scale | combine=shift,loo",
+        "show": "success turns"},
+    "coldstart": {
+        "question": "Does RL learn without a cold start (SFT), and from half of one?",
+        "grid": "sft_steps=0%,50%,100%",
+        "show": "success turns"},
+    "user": {
+        "question": "Which user to train with, for users it will meet?",
+        "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
+                 "UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
+        "show": "success"},
+    "efficiency": {
+        "question": "Does a discount make it quicker, and at what price?",
+        "grid": "gamma=1,0.95,0.8",
+        "show": "turns effective_turns time_weighted"},
+    "userbench": {
+        "question": "Travel: one choice or several, wishes spread or concentrated, how many turns, how many tries?",
+        "fixed": {"gyms": "travel", "hold_out": "", "tier": "22,33", "wrong": 10, "noise": 5, "context": 4096},
+        "grid": "travel: gyms=travel",
+        "tests": "spread: choice=single,multi; tier=2222; max_turns=8,16,24; samples=4 | "
+                 "concentrated: choice=single,multi; tier=44; max_turns=8,16,24; samples=4 | "
+                 "tier: choice=multi; tier=22,2222,33,233,333,44,334,444; samples=4",
+        "show": "pass@1 pass@4 best@4 score active"},
+    "transfer": {
+        "question": "Trained on UserRL's five gyms, what is earned in the three it never trained on?",
+        "fixed": {"gyms": "all", "hold_out": "intention,telepathy,search"},
+        "grid": "five: mixture=equal",
+        "show": "travel turtle function tau persuade intention telepathy search"},
+}
+# Settings that the cold start depends on; cells that differ in others alone share one.
+COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
+    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
+
+
+def typed(s: Settings) -> list[str]:
+    """The settings of a run as one would type them."""
+    kept = [each for each in fields(s) if each.name not in OF_STUDIES and getattr(s, each.name) != each.default]
+    return [f"--{each.name}={getattr(s, each.name)}" for each in kept]
+
+
+def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]:
+    """The cells of a grid, name -> {setting: value as typed}; ValueError for what is no grid."""
+    cells: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, text.split("|"))):
+        label, colon, axes = part.partition(": ")
+        if not colon:
+            label, axes = "", part
+        values = {}
+        for axis in filter(None, map(str.strip, axes.split(";"))):
+            key, equals, several = axis.partition("=")
+            key = Settings.ALSO.get(key, key)
+            if not equals:
+                raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
+            if key in OF_STUDIES | {"seed", "workers"}:
+                raise ValueError(f"--{option}: {key} is of the whole study")
+            values[key] = [meant(s, key, value.strip()) for value in several.split(",")]
+        varied = [key for key in values if len(values[key]) > 1]
+        for each in itertools.product(*values.values()):
+            cell = dict(zip(values, each))
+            words = [label] if label else []
+            words += [word(s, key, cell[key]) for key in varied or (values if not label else [])]
+            name = folder_name(words)
+            if name in cells:
+                raise ValueError(f"--{option}: two cells are called {name}")
+            cells[name] = cell
+    return cells
+
+
+def folder_name(words: list[str]) -> str:
+    """Words as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", "-".join(words))
+
+
+def meant(s: Settings, key: str, text: str) -> str:
+    """What a grid means by a value: "50%" of a number, "+" for a comma in a text."""
+    now = getattr(s, key, None)
+    if isinstance(now, str):
+        return text.replace("+", ",")
+    if isinstance(now, (int, float)) and re.fullmatch(r"[\d.]+%", text):
+        return str(type(now)(now * float(text[:-1]) / 100))
+    return text
+
+
+def word(s: Settings, key: str, value: str) -> str:
+    """A setting in the name of a cell: "naive", but "gamma0.8"."""
+    return value if value and isinstance(getattr(s, key, None), str) else f"{key}{value}"
+
+
+def examine(s: Settings) -> None:
+    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    run = grpo.Run(s, "eval")
+    if s.model not in SCRIPTED:
+        model, tokenizer = grpo.chosen_policy(s)
+    run.begin()
+    for name, test in tests.items():
+        run.s, policy = test, s.model
+        if s.model not in SCRIPTED:
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            grpo.must_fit(policy, first_envs(test))
+        measure(run, policy, make_user(test), name)
+    for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
+        alike = list(alike)
+        for first in range(0, len(alike), 6):                           # as many columns as fit
+            print_table(dict(alike[first:first + 6]))
+    print(f"written to {run.path}/eval.json")
+
+
+@dataclass
+class Job:
+    """One run of a study, in a process of its own.
+
+    name: its folder under runs/; argv: the command and its settings, all of which `wanted` has; labels: the evaluations
+    that it ends with; needs: names of jobs that come before; script: empty for this one.
+    """
+    name: str
+    argv: list[str]
+    wanted: dict
+    labels: tuple[str, ...]
+    needs: list[str]
+    script: list[str] = field(default_factory=list)
+    began: float = 0.0
+
+
+def variant(s: Settings, command: str, name: str, values: dict) -> Settings:
+    """The settings with some other values; ValueError, in one line that begins with the name, for what is wrong."""
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    try:
+        return grpo.parse([command, *typed(s), *argv], Settings, COMMANDS)[1]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]) -> Job:
+    """The job of a cell, of a cold start, or of tests."""
+    own, study = {"name": name, "workers": 1}, name.partition("/")[0]
+    run = variant(s, command, name, {**values, **own})
+    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
+    own |= {"tests": run.tests} if run.tests else {}
+    argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
+    return Job(name, argv, asdict(run), labels[command], needs)
+
+
+def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
+    """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
+    jobs: dict[str, Job] = {}
+    starts: dict[tuple, str] = {}
+    for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
+        of_cold = {key: value for key, value in values.items() if key in COLD}
+        model, needs = s.model, []
+        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+            differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
+            words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
+            cold = f"{name}/{folder_name(words)}"
+            model, needs = f"runs/{cold}", [cold]
+            if cold not in jobs:
+                jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
+        if starts.get(("SFT", seed), "tiny") == "tiny":
+            starts["SFT", seed] = model
+        run = f"{name}/{cell}-s{seed}"
+        starts[cell, seed] = f"runs/{run}"
+        jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
+    starts["expert", s.seed] = "expert"
+    for test, values in grid_cells(s, "tests", tests).items():
+        variant(s, "eval", test, values)
+    for (policy, seed), model in starts.items() if tests else []:
+        if model != "tiny":
+            run = f"{name}/{policy}-s{seed}-tests"
+            needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
+            jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
+    userlm = f"{name}/userlm"
+    if any(userlm in each.needs for each in jobs.values()):
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
+        script = [str(Path(__file__).with_name("userlm_r1.py"))]
+        jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
+    return list(jobs.values())
+
+
+def read_json(path: Path) -> dict:
+    """What a run wrote there, {} if it did not; ValueError if it cannot be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {grpo.reason(error)}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} cannot be read: it is not what a run writes")
+    return data
+
+
+def standing(job: Job) -> str:
+    """How far a job is: "new", "begun" or "done"; ValueError if its folder holds something else."""
+    path = Path("runs") / job.name
+    config = read_json(path / "config.json")
+    if not config:
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
+            raise ValueError(f"{path} is no run (it has no config.json): move it away, or choose another --name")
+        return "new"
+    if config.get("command") != job.argv[0]:
+        raise ValueError(f"{path} was not made by '{job.argv[0]}': choose another --name")
+    for key, value in job.wanted.items():
+        if key not in ("name", "resume") and config.get(key, value) != value:
+            raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
+    evals = read_json(path / "eval.json")
+    done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
+    return "done" if done else "begun"
+
+
+def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
+    """Run what is not done, each in a process of one thread; name -> why, of those that failed.
+
+    tell(job, finished) is called as each begins and ends.  Ctrl-C lets them finish their steps and save, then raises
+    grpo.Stop; if this process is killed, they end, too.
+    """
+    waiting = [job for job in jobs if standing(job) != "done"]
+    done = {job.name for job in jobs} - {job.name for job in waiting}
+    running, lost, warned = {}, {}, False
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if done.issuperset(job.needs)]
+            for job in ready[:side_by_side - len(running)]:
+                waiting.remove(job)
+                tell(job, False)
+                job.began = time.time()
+                running[job.name] = job, begin(job)
+            for name, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                said = grpo.leave([process]).strip().splitlines()
+                if not process.returncode and standing(job) == "done":
+                    done.add(name)
+                    tell(job, True)
+                elif not grpo.interrupted:
+                    lost[name] = said[-1] if said else "its evaluation failed"
+                    print(f"! {name}: {lost[name]}", flush=True)
+            if grpo.interrupted and not warned:
+                warned = True
+                waiting.clear()
+                for _, process in running.values():
+                    process.send_signal(signal.SIGINT)
+            if not running and not any(done.issuperset(job.needs) for job in waiting):
+                break
+            time.sleep(0.1)
+    finally:
+        grpo.leave([process for _, process in running.values()], patience=0)
+    if grpo.interrupted:
+        raise grpo.Stop
+    return lost | {job.name: "what it needs failed" for job in waiting}
+
+
+def begin(job: Job):
+    """The process of a job that is new, or goes on."""
+    argv = job.argv
+    if standing(job) == "begun" and argv[0] != "eval":
+        argv = [*argv, "--resume=True"]
+    elif standing(job) == "begun":
+        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
+    return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+# ---- what a study found
+
+def numbers(result: dict) -> dict[str, float | None]:
+    """An evaluation in one flat row: return, ci95 (over tasks), each gym's return, means over gyms, pass@k, …"""
+    gyms = result["gyms"]
+    row = {**result["macro"], **{gym: of["return"] for gym, of in gyms.items()}}
+    for key in ("success", "turns", "effective_turns", "time_weighted"):
+        row[key] = average(of[key] for of in gyms.values())
+    for kind in ("pass", "best"):
+        for k in next(iter(gyms.values())).get(f"{kind}_at", {}):
+            row[f"{kind}@{k}"] = average(of[f"{kind}_at"][k] for of in gyms.values())
+    return row | gyms.get("travel", {}).get("userbench", {}).get("overall", {})
+
+
+def study_results(study: dict) -> dict:
+    """What its runs have measured so far.
+
+    cells: cell -> seed -> {"start", "RL", "demonstrator", "expert": `numbers`}; tests: policy -> test -> seed ->
+    `numbers`.  Only what is there; seeds are text, as JSON has them.
+    """
+    runs, found = Path("runs") / study["name"], {"cells": {}, "tests": {}}
+    for cell, seed in itertools.product(study["cells"], study["seeds"]):
+        evals = read_json(runs / f"{cell}-s{seed}" / "eval.json")
+        cold = read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json")
+        evals = {"demonstrator": cold.get("demonstrator"), "start": evals.get("untrained"), **evals}
+        row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
+        if row.get("RL", {}).get("return") is not None:
+            found["cells"].setdefault(cell, {})[str(seed)] = row
+    for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
+        for test, result in read_json(runs / f"{policy}-s{seed}-tests" / "eval.json").items():
+            if result["macro"]["return"] is not None:
+                found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
+    return found
+
+
+def keep_results(study: dict) -> list[str]:
+    """Write study.json and table.txt, as they are now; the lines of the table."""
+    study["results"] = study_results(study)
+    lines = study_lines(study)
+    for file, text in {"study.json": json.dumps(study, indent=1), "table.txt": "\n".join(lines).strip() + "\n"}.items():
+        path = Path("runs") / study["name"] / file
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.replace(path)
+    return lines
+
+
+def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Job, finished: bool) -> None:
+    """Say that a job begins, or what it found, how long the rest takes, and the table as it grows.
+
+    todo: names of the jobs that are not done; seconds: command -> what its jobs took, {} at first.
+    """
+    command = job.argv[0]
+    if not finished:
+        print(f"   {job.name} …", flush=True)
+        return
+    todo.remove(job.name)
+    seconds.setdefault(command, []).append(time.time() - job.began)
+    every = list(itertools.chain(*seconds.values()))
+    kinds = ["eval" if name.endswith("-tests") else "sft" if "/cold" in name else "train" for name in todo]
+    means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
+    left = sum(means[kind] for kind in kinds) / side_by_side
+    macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
+    returned = f": return {shown(macro)}" if macro else ""
+    print(f"{job.name}{returned} | {grpo.clock(seconds[command][-1])} minutes; {len(todo)} to go, about "
+          f"{grpo.clock(left)} minutes", flush=True)
+    lines = keep_results(study)
+    seed = job.name.rpartition("-")[2]
+    if command == "train" and todo and not any(name.endswith(f"-{seed}") for name in todo):
+        print("\n".join(lines), flush=True)
+
+
+def pm(values, sign: str = "") -> str:
+    """Mean over seeds and half width of its 95 % interval; of one seed the number alone."""
+    values = list(values)
+    if not values or None in values:
+        return "-"
+    mean, half = rewards.mean_ci(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def study_lines(study: dict) -> list[str]:
+    """The tables of a study, from its study.json."""
+    cells, show = study["results"]["cells"], study["show"].split()
+    width = max(map(len, [*study["cells"], "± over tasks"])) + 2
+    head = ["seeds", "start", "RL", "± over tasks", "gain", *show]
+    lines = ["", f"{study['name']}: {study['question']}".rstrip(": "),
+             f"{'':{width}}{head[0]:>6}" + "".join(f"{title:>17}" for title in head[1:])]
+    means = {cell: average(row["RL"]["return"] for row in rows.values()) for cell, rows in cells.items()}
+    for cell in sorted(means, key=means.get, reverse=True):
+        rows = list(cells[cell].values())
+        end, start = [row["RL"] for row in rows], [row.get("start", {}).get("return") for row in rows]
+        gain = [] if None in start else [row["return"] - before for row, before in zip(end, start)]
+        tasks = math.sqrt(sum(row["ci95"] ** 2 for row in end)) / len(end)
+        texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
+        texts += [pm(row.get(key) for row in end) for key in show]
+        lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
+    runs = [run for rows in cells.values() for run in rows.values()]
+    for label in ("demonstrator", "expert"):
+        reached = [run[label]["return"] for run in runs if label in run]
+        if reached:
+            lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
+    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
+    seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
+    lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
+    return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
+
+
+def matrix_lines(study: dict, key: str) -> list[str]:
+    """Each policy on each test, one of its `numbers`; a row a test where there are more of them."""
+    table = study["results"]["tests"]
+    rows, columns = list(table), [test for test in study["tests"] if any(test in row for row in table.values())]
+    cell = {(row, test): pm(each.get(key) for each in of.values()) for row in rows for test, of in table[row].items()}
+    corner = "policy | test"
+    if len(columns) > 7:
+        rows, columns, corner = columns, rows, "test | policy"
+        cell = {(test, policy): text for (policy, test), text in cell.items()}
+    if not set(cell.values()) - {"-"}:
+        return []
+    width = max(map(len, [*rows, corner])) + 2
+    lines = ["", f"{key} on the tests", f"{corner:{width}}" + "".join(f"{short(test):>18}" for test in columns)]
+    for row in rows:
+        lines.append(f"{row:{width}}" + "".join(f"{cell.get((row, column), '-'):>18}" for column in columns))
+    return lines
+
+
+def two_sided(t: float, df: int) -> float:
+    """Chance that Student's t is further from 0 than this (Abramowitz & Stegun 26.7.3 and 4; df: whole)."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    cosine, odd = math.cos(angle), df % 2
+    term = cosine if odd else 1.0
+    total = term if df > 1 else 0.0
+    for i in range(3 if odd else 2, df - 1, 2):
+        term *= cosine ** 2 * (i - 1) / i
+        total += term
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def critical(df: int, chance: float) -> float:
+    """The t that Student's t exceeds, on both sides together, with this chance."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, df) > chance else (low, middle)
+    return high
+
+
+def separation(returns: dict[str, list[float]]) -> list[str]:
+    """Which cells differ by more than seeds do, and else how many seeds it would take.
+
+    returns: cell -> a number per seed, the same seeds for all.  Cells of a seed share its cold start, so what counts is
+    the spread that cell and seed leave (a two-way layout without interaction, one spread for all cells):
+    s^2 = sum (y_cs - mean_c - mean_s + mean)^2 / ((C - 1)(S - 1)).  Two means differ beyond chance if they are
+    further apart than t s sqrt(2 / S); t for .05, or, since the pair was picked among all, .05 / pairs (Bonferroni).
+    """
+    cells, y = list(returns), np.array(list(returns.values()), dtype=float)
+    if len(cells) < 2:
+        return []
+    if y.shape[1] < 2:
+        return ["one seed says nothing of chance: cells are compared from the second on"]
+    count, seeds = y.shape
+    means = y.mean(1)
+    rest = y - means[:, None] - y.mean(0) + y.mean()
+    s, pairs = float(np.sqrt((rest ** 2).sum() / ((count - 1) * (seeds - 1)))), count * (count - 1) // 2
+
+    def least(n: int, chance: float) -> float:
+        return critical((count - 1) * (n - 1), chance) * s * math.sqrt(2 / n)
+    best, worst = int(means.argmax()), int(means.argmin())
+    gap = float(means[best] - means[worst])
+    if not gap:
+        return ["All cells earn the same."]
+    lines = [f"Over the same {seeds} seeds two cells differ by more than chance from {least(seeds, .05):.3f} on; "
+             f"picked among {pairs} pairs, from {least(seeds, .05 / pairs):.3f} on.",
+             f"Furthest apart: {cells[best]} over {cells[worst]}, by {gap:.3f}: "
+             + ("separated." if gap > least(seeds, .05 / pairs) else
+                "separated if it was the one pair to look at, not as the widest of all."
+                if gap > least(seeds, .05) else "not separated.")]
+    if gap <= least(seeds, .05 / pairs):
+        need = [next((n for n in range(2, 10_000) if least(n, chance) < gap), 10_000) for chance in (.05, .05 / pairs)]
+        lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
+                     f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
+    return lines
+
+
+def ablate(s: Settings) -> None:
+    """A grid of settings, or a ready --study: a run per cell and seed, side by side, and a table that compares them."""
+    if "RANK" in os.environ:
+        raise ValueError("ablate starts its processes itself: run it without torchrun")
+    ready = STUDIES.get(s.study, {})
+    name = s.name or s.study or "ablate"
+    folder = Path("runs") / name
+    if "/" in name or (folder / "config.json").exists():
+        raise ValueError(f"{folder} is a run, not a study: choose another --name")
+    grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
+    if "{user}" in grids["grid"]:
+        if s.user == "scripted":
+            print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
+            grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
+                     for key, text in grids.items()}
+        for user in filter(served, users(s)):                           # a server that is not there is said at once
+            one_user(s, user)
+        grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
+        s = replace(s, user="scripted")
+    grids = {key: text.replace("{name}", name) for key, text in grids.items()}
+    cells = grid_cells(s, "grid", grids["grid"])
+    jobs = study_jobs(s, name, cells, grids["tests"])
+    todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
+    folder.mkdir(parents=True, exist_ok=True)
+    grpo.hold(folder)
+    starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
+    study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
+             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
+    gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    side_by_side = s.jobs or (1 if gpu else cores)
+    keep_results(study)
+    print(f"study {folder}: {len(jobs)} runs, {len(jobs) - len(todo)} done; {side_by_side} side by side", flush=True)
+    try:
+        lost = run_jobs(jobs, side_by_side, partial(tell, study, [job.name for job in todo], side_by_side, {}))
+    except grpo.Stop:
+        print("stopped; the same command goes on")
+        raise
+    print("\n".join(keep_results(study)))
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\n"
+          f"a page for a browser:  python userrl.py report {folder}")
+    if lost:
+        raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+# A picture is drawn when matplotlib is there, and told in text in any case: (file's name, lines of text, draw(figure)).
+
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.edgecolor": "#b0b0b0", "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
+         "xtick.color": "#444444", "ytick.color": "#444444", "xtick.labelsize": 8, "ytick.labelsize": 8,
+         "legend.frameon": False, "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "userrl"}
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #6b6b6b #8c564b".split()     # told apart by most eyes
+GREY = "#8a8a8a"
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log, without those that cannot be read: a run may have been killed in the middle of one."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def curve(path: Path, key: str = "return") -> dict[int, float]:
+    """RL step -> what a run earned by then: on validation tasks if it has some, else in training, a mean of 5 steps."""
+    rows = read_log(path / "metrics.jsonl")
+    phase = "val" if any(row.get("phase") == "val" for row in rows) else "rl"
+    points = [(row["step"], row[key]) for row in rows if row.get("phase") == phase and row.get(key) is not None]
+    window = 5 if phase == "rl" else 1
+    return {step: average(value for _, value in points[max(0, i + 1 - window):i + 1])
+            for i, (step, _) in enumerate(points)}
+
+
+def band(curves: list[dict[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all curves have, and at each their mean, least and most."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = [[one[step] for one in curves] for step in steps]
+    return steps, [average(some) for some in values], [*map(min, values)], [*map(max, values)]
+
+
+def spark(values: list[float], low: float, high: float, width: int = 48) -> str:
+    """A curve as a line of text."""
+    picked = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / ((high - low) or 1)))] for value in picked)
+
+
+def bar(value: float | None, most: float, width: int = 40) -> str:
+    """A number as a bar of text."""
+    return "" if value is None else "█" * round(width * max(0.0, value) / (most or 1))
+
+
+def curves_picture(panels: dict[str, dict[str, list]]):
+    """Learning curves.  panels: title -> label -> a `curve` per seed."""
+    found: dict[str, dict] = {}
+    for title, lines in panels.items():
+        for label, curves in lines.items():
+            if (line := band(curves))[0]:
+                found.setdefault(title, {})[label] = line
+    if not found:
+        return None
+    every = [value for lines in found.values() for line in lines.values() for value in line[1]]
+    low, high = min(every), max(every)
+    text = [f"return by RL step, from {low:.3f} ▁ to {high:.3f} █ (mean over seeds)"]
+    for title, lines in found.items():
+        for label, (steps, mean, _, _) in lines.items():
+            name = f"{title} {label}".strip()
+            text.append(f"{name[-24:]:24} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}")
+    labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
+    several = any(len(curves) > 1 for lines in panels.values() for curves in lines.values())
+
+    def draw(figure):
+        wide = min(3, len(found))
+        tall = math.ceil(len(found) / wide)
+        figure.set_size_inches(1.2 + 3.2 * wide, 0.6 + 2.5 * tall)
+        axes = figure.subplots(tall, wide, sharey=True, squeeze=False).flatten()
+        for axis, (title, lines) in zip(axes, found.items()):
+            for label, (steps, mean, least, most) in lines.items():
+                colour = COLOURS[labels.index(label) % len(COLOURS)]
+                axis.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+                axis.fill_between(steps, least, most, color=colour, alpha=0.15, linewidth=0)
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("RL step")
+            axis.grid(axis="y")
+            if len(found) > 1:
+                axis.legend()
+            else:
+                axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        for axis in axes[len(found):]:
+            axis.set_visible(False)
+        note = "; band: lowest and highest seed" if several else ""
+        figure.supylabel(f"return, mean of 5 steps{note}", fontsize=8)
+    return "curves", text, draw
+
+
+def dots_picture(study: dict):
+    """A row a cell, a column a number: mean and interval over seeds, the seeds, and the policies that it is beside."""
+    cells = study["results"]["cells"]
+    runs, beside = [run for rows in cells.values() for run in rows.values()], {}
+    gyms = [gym for gym in envs.GYMS if any(gym in run["RL"] for run in runs)]
+    columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
+    earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
+    order = sorted(cells, key=earned.get)
+    for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
+        beside[column, label] = average(run[label].get(column) for run in runs if label in run)
+
+    def draw(figure):
+        figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, columns):
+            for y, cell in enumerate(order):
+                values = [run["RL"].get(column) for run in cells[cell].values()]
+                if None in values:
+                    continue
+                mean, half = rewards.mean_ci(values)
+                axis.plot(values, [y] * len(values), "o", color=COLOURS[5], markersize=3, markeredgewidth=0, alpha=0.8)
+                axis.errorbar(mean, y, xerr=0 if math.isnan(half) else half, fmt="o", color=COLOURS[0], markersize=5,
+                              linewidth=1.2)
+            left, right = axis.get_xlim()
+            for label, style in (("start", "-"), ("demonstrator", "--"), ("expert", ":")):
+                x = beside[column, label]
+                # an expert far away would squeeze all that the picture is about
+                if x is not None and left - (right - left) <= x <= right + (right - left):
+                    axis.axvline(x, color=GREY, linestyle=style, linewidth=1)
+            axis.set_title("mean over gyms" if column == "return" else column, loc="left")
+            axis.set_yticks(range(len(order)), order)
+            axis.grid(axis="x")
+            axis.locator_params(axis="x", nbins=4)
+            axis.tick_params(axis="y", length=0)
+        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
+                         "(line), demonstrator (dashes), expert (dots)", fontsize=8)
+    return "cells", [], draw
+
+
+def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]], note: str):
+    """Heat maps side by side.  grids: title -> (rows, columns, {(row, column): numbers of the seeds})."""
+    text = []
+    for title, (rows, columns, cells) in grids.items():
+        width = max(map(len, rows)) + 2
+        text += ["", title, " " * width + "".join(f"{short(column):>17}" for column in columns)]
+        for row in rows:
+            text.append(f"{row:{width}}" + "".join(f"{pm(cells.get((row, column), [])):>17}" for column in columns))
+    rows = max((rows for rows, _, _ in grids.values()), key=len)
+
+    def draw(figure):
+        wide = sum(len(columns) for _, columns, _ in grids.values())
+        slanted = max(len(column) for _, columns, _ in grids.values() for column in columns) > 9
+        figure.set_size_inches(2.0 + 0.95 * wide + 0.3 * len(grids), 1.5 + 0.5 * slanted + 0.42 * len(rows))
+        ratios = [len(columns) for _, columns, _ in grids.values()]
+        axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=ratios)[0]
+        for axis, (title, (rows_here, columns, cells)) in zip(axes, grids.items()):
+            means = np.full((len(rows_here), len(columns)), np.nan)
+            for (row, column), values in cells.items():
+                if values and None not in values:
+                    means[rows_here.index(row), columns.index(column)] = average(values)
+            # an expert far above would leave the others one colour; twice the range keeps it light enough for text
+            usual = means[[row != "expert" for row in rows_here]][:, [column != "expert" for column in columns]]
+            known = usual[~np.isnan(usual)]
+            low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+            axis.imshow(means, cmap="YlGnBu", aspect="auto", vmin=low, vmax=low + 2 * (high - low))
+            for (i, j), value in np.ndenumerate(means):
+                if not np.isnan(value):
+                    dark = value > low + 1.2 * (high - low)
+                    axis.text(j, i, f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}", ha="center", va="center",
+                              fontsize=8, color="white" if dark else "black")
+            axis.set_title(title, loc="left")
+            axis.set_xticks(range(len(columns)), columns, rotation=30 if slanted else 0,
+                            ha="right" if slanted else "center")
+            axis.set_yticks(range(len(rows_here)), rows_here if axis is axes[0] else [""] * len(rows_here))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(note, fontsize=8)
+    return name, text, draw
+
+
+def bars_picture(columns: dict[str, dict]):
+    """What each policy of a run earns in each gym, with intervals over tasks."""
+    gyms = list(next(iter(columns.values()))["gyms"])
+    value = {(name, gym): column["gyms"][gym] for name, column in columns.items() for gym in gyms}
+    most = max([of["return"] or 0.0 for of in value.values()])
+    text = []
+    for gym in gyms:
+        for name in columns:
+            of = value[name, gym]
+            text.append(f"{gym:10} {short(name):16} {shown(of):>15} {bar(of['return'], most)}")
+
+    def draw(figure):
+        figure.set_size_inches(1.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
+        axis = figure.subplots()
+        for i, name in enumerate(columns):
+            heights = [value[name, gym]["return"] or 0.0 for gym in gyms]
+            errors = [value[name, gym]["ci95"] or 0.0 for gym in gyms]
+            places = [(len(columns) + 1) * g + i for g in range(len(gyms))]
+            axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
+                     error_kw={"linewidth": 1, "ecolor": "#444444"})
+        axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
+        axis.set_ylabel("return on held-out tasks")
+        axis.tick_params(axis="x", length=0)
+        axis.grid(axis="y")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
+    return "gyms", text, draw
+
+
+def strips_picture(path: Path, settings: dict):
+    """What each turn of a conversation was credited with under every scheme: each gym's last one that earned."""
+    talks = {}
+    for row in read_log(path / "samples.jsonl"):
+        if any(row.get("rewards") or []):
+            talks[row["gym"]] = row
+    schemes = {gym: {"reward": row["rewards"]} for gym, row in talks.items()}
+    for gym, row in talks.items():
+        for turn in rewards.TURN:
+            schemes[gym][turn] = rewards.turn_credits(row["rewards"], turn, settings["gamma"], settings["k"])
+        schemes[gym]["advantage"] = row["advantages"]
+    text = []
+    for gym, strips in schemes.items():
+        text.append(f"{gym}, step {talks[gym]['step']}: return {sum(strips['reward']):.2f}; turns from left to right")
+        text += [f"  {name:10}" + "".join(f"{value:+7.2f}" for value in strip) for name, strip in strips.items()]
+
+    def draw(figure):
+        wide = [len(strips["reward"]) for strips in schemes.values()]
+        figure.set_size_inches(1.6 + 0.46 * max(wide), 0.5 + 2.0 * len(schemes))
+        for axis, (gym, strips) in zip(figure.subplots(len(schemes), 1, squeeze=False).flat, schemes.items()):
+            # each strip has colours of its own: they differ in scale
+            shades = [[value / (max(map(abs, strip)) or 1) for value in strip] for strip in strips.values()]
+            axis.imshow(shades, cmap="RdBu", vmin=-1.6, vmax=1.6, aspect="auto")
+            for (i, name), (j, _) in itertools.product(enumerate(strips), enumerate(strips["reward"])):
+                axis.text(j, i, f"{strips[name][j]:.2f}", ha="center", va="center", fontsize=7)
+            axis.set_xlim(-0.5, max(wide) - 0.5)
+            axis.set_title(f"{gym}: return {sum(strips['reward']):.2f}", loc="left")
+            axis.set_yticks(range(len(strips)), strips)
+            axis.set_xticks(range(len(strips["reward"])), range(1, 1 + len(strips["reward"])))
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel(f"turn; each row shaded by its own largest; advantage: as trained "
+                         f"({settings['combine']}, {settings['normalize']})", fontsize=8)
+    return ("strips", text, draw) if talks else None
+
+
+def study_pictures(folder: Path, study: dict) -> list:
+    """The pictures of a study."""
+    cells_of, results = study["cells"], study["results"]
+    parts: dict[tuple, list[str]] = {}
+    for cell, values in study["cells"].items():
+        parts.setdefault(tuple(values), []).append(cell)
+    panels, grids = {}, {}
+    for keys, cells in parts.items():
+        first, *rest = [key for key in keys if len({cells_of[cell][key] for cell in cells}) > 1] or [""]
+        if not rest:
+            panels.setdefault("", {}).update({cell: cell for cell in cells})
+            continue
+        label = {cell: ", ".join(cells_of[cell][key] for key in rest) for cell in cells}
+        earned = {}
+        for cell in cells:
+            row = cells_of[cell][first]
+            panels.setdefault(f"{first} {row}", {})[label[cell]] = cell
+            earned[row, label[cell]] = [run["RL"]["return"] for run in results["cells"].get(cell, {}).values()]
+        grids[f"{first} (down), {', '.join(rest)} (across)"] = *map(list, map(dict.fromkeys, zip(*earned))), earned
+    paths = {cell: [folder / f"{cell}-s{seed}" for seed in rows] for cell, rows in results["cells"].items()}
+    curves = {title: {label: [*map(curve, paths.get(cell, []))] for label, cell in lines.items()}
+              for title, lines in panels.items()}
+    pictures = [curves_picture(curves), dots_picture(study)]
+    if grids:
+        pictures.append(heat_picture("grid", grids, "return on held-out tasks, mean over seeds"))
+    tests = results["tests"]
+    tables = {}
+    for key in ["return", *study["show"].split()]:
+        cells = {(test, policy): [row.get(key) for row in of.values()] for policy in tests
+                 for test, of in tests[policy].items()}
+        if any(None not in values for values in cells.values()):
+            rows, columns = list(study["tests"]), list(tests)
+            if len(rows) <= 7:
+                rows, columns, cells = columns, rows, {(policy, test): of for (test, policy), of in cells.items()}
+            tables[key] = rows, columns, cells
+    if tables:
+        name, _, draw = heat_picture("tests", tables, "mean over seeds")
+        pictures.append((name, [], draw))                               # in text they are in the study's table
+    for path in [*itertools.chain(*paths.values())][:1]:
+        pictures.append(strips_picture(path, read_json(path / "config.json")))
+    return pictures
+
+
+def run_pictures(path: Path) -> list:
+    """The pictures of a run."""
+    settings, evals = read_json(path / "config.json"), read_json(path / "eval.json")
+    lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
+    pictures = [curves_picture({"": lines})]
+    columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
+    if columns:
+        pictures.append(bars_picture(columns))
+    return [*pictures, strips_picture(path, settings)]
+
+
+def save_picture(path: Path, draw) -> None:
+    """Draw, and write a PNG and an SVG; without matplotlib say so."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"({path.name}: no picture, matplotlib is not installed)")
+        return
+    path.parent.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure)
+        figure.savefig(f"{path}.png", dpi=150)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    print(f"({path}.png, .svg)")
+
+
+def plot(s: Settings) -> None:
+    """Draw runs, or studies: plot runs/demo runs/credit.  PNG and SVG with matplotlib, and as text in any case."""
+    if s.model == "tiny":
+        raise ValueError("plot needs the folders of runs or studies:  python userrl.py plot runs/demo")
+    for place in listed(s.model):
+        folder = Path(place)
+        study = read_json(folder / "study.json")
+        if not study and "gyms" not in read_json(folder / "config.json"):
+            raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
+                             f"{folder} does not exist")
+        if study and study.get("results") == {"cells": {}, "tests": {}}:
+            raise ValueError(f"no run of {folder} is finished yet")
+        try:
+            pictures = study_pictures(folder, study) if study else run_pictures(folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} does not hold what a run or a study writes: {error!r}") from None
+        if study:
+            print("\n".join(study_lines(study)))
+        for name, text, draw in filter(None, pictures):
+            print("\n".join(["", *text]))
+            save_picture(folder / "pictures" / name, draw)
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+# The numbers of an evaluation's table that a report shows, and their names there.
+MEASURES = {"return": "return", "ci95": "± (half a 95 % interval)", "success": "share of tasks solved",
+            "turns": "turns", "effective_turns": "turns until the last reward",
+            "time_weighted": "rewards, each divided by its turn", "n": "number of tasks"}
+PAPER = {"gamma": 0.8, "k": 2.0, "normalize": "std"}                    # UserRL's numbers
+MOST_TALKS = 2000                                                       # conversations in a report
+
+
+def rounded(data):
+    """The same data with four significant digits, because the page shows fewer; NaN and infinity, as None."""
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [rounded(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, float):
+        data = float(f"{data:.4g}")
+        return int(data) if data.is_integer() and abs(data) < 1e6 else data
+    return data
+
+
+def runs_in(folder: Path) -> list[tuple[Path, dict]]:
+    """(folder, settings) of a run, or of each run in a folder of runs; ValueError in one line if there is none."""
+    found = []
+    for path in [folder] if (folder / "config.json").exists() else sorted(folder.glob("*/")):
+        settings = read_json(path / "config.json")
+        if {"command", "gyms", "turn", "trajectory", "combine", *PAPER} <= set(settings):
+            found.append((path, settings))
+    if not found:
+        raise ValueError(f"{folder} is no run of userrl.py, nor a folder of such runs")
+    return found
+
+
+def all_numbers(values: list) -> bool:
+    """Are these numbers, or None?"""
+    return all(value is None or isinstance(value, (int, float)) for value in values)
+
+
+def curves(rows: list[dict]) -> dict[str, dict]:
+    """Of each phase a list of numbers per column of metrics.jsonl, None where there is none; at most some 400 rows."""
+    table = {}
+    for phase in ("sft", "rl", "val"):
+        some = [row for row in rows if row.get("phase") == phase]
+        some = some[::1 + len(some) // 400]
+        keys = dict.fromkeys(itertools.chain(*some))
+        columns = {key: [row.get(key) for row in some] for key in keys}
+        table[phase] = {key: values for key, values in columns.items() if all_numbers(values)}
+    return table
+
+
+def said(messages: list[dict]) -> list[list[str]]:
+    """[["agent", text], …] from chat messages."""
+    return [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in messages]
+
+
+def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dict]]:
+    """The conversations of a group, and its `rewards.workings` with the run's own numbers and with the paper's.
+
+    No workings unless the whole group is in the log: an advantage compares.
+    """
+    talks = []
+    for place, row in enumerate(rows):
+        talks.append({
+            "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
+            "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
+            "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
+        rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
+    if len(rows) != rows[0].get("of"):
+        return talks, []
+    earned, tokens = [talk["rewards"] for talk in talks], [talk["tokens"] for talk in talks]
+    own = {key: settings[key] for key in PAPER}
+    return talks, [rewards.workings(earned, tokens, **numbers) for numbers in (own, PAPER)]
+
+
+def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], dict[str, list], int]:
+    """Of a run: the last conversations of samples.jsonl, then those of talks.json; the workings of each group.
+
+    Also how many conversations samples.jsonl has.
+    """
+    by_group: dict[str, list[dict]] = {}
+    for row in read_log(path / "samples.jsonl"):
+        by_group.setdefault(f"{path.name}/{row.get('step')}/{row.get('group')}", []).append(row)
+    talks, groups = [], {}
+    for name, rows in reversed(by_group.items()):
+        try:
+            some, numbers = group_record(rows, settings)
+        except (ValueError, TypeError, LookupError, AttributeError):    # not what a run writes
+            continue
+        if len(talks) + len(some) > most:
+            break
+        if numbers:
+            groups[name] = numbers
+        talks = [{**talk, "group": name if numbers else None} for talk in some] + talks
+    for policy, gyms in read_json(path / "talks.json").items():
+        for gym, talk in gyms.items():
+            talks.append({"id": f"{policy}/{gym}", "gym": gym, "policy": policy, "status": talk["status"],
+                          "said": talk["history"], "rewards": list(talk["rewards"]), "tokens": [], "thoughts": []})
+    return talks, groups, sum(map(len, by_group.values()))
+
+
+def run_record(path: Path, settings: dict) -> dict:
+    """What a report shows of a run beside its conversations."""
+    evals = {}
+    for policy, result in read_json(path / "eval.json").items():
+        tables = {**result["gyms"], "macro average": result["macro"], "micro average": result["micro"]}
+        rows = {name: {key: row.get(key) for key in MEASURES} for name, row in tables.items()}
+        evals[policy] = {"table": rows, "failed": result.get("failed", "")}
+    return {"name": path.name, "settings": settings, "evals": evals, "curves": curves(read_log(path / "metrics.jsonl"))}
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html into a run's folder, or a folder of runs; ValueError in one line where there is none.
+
+    The page needs neither network nor packages.  Every number in it was computed here.
+    """
+    runs = runs_in(folder)
+    data = {"title": folder.resolve().name, "endings": ENDINGS, "measures": MEASURES,
+            "runs": [], "talks": [], "groups": {}, "logged": 0}
+    for path, settings in runs:
+        try:
+            talks, groups, logged = conversations(path, settings, MOST_TALKS // len(runs))
+            data["runs"].append(run_record(path, settings))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold what a run writes: {grpo.reason(error)}") from None
+        data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
+        data["groups"] |= groups
+        data["logged"] += logged
+    columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    # "<" as JSON may also write it: no text of a model ends the script that the data stand in
+    text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    part = folder / "report.html.part"
+    part.write_text(PAGE.replace("__DATA__", text))
+    return part.replace(folder / "report.html")
+
+
+def report(s: Settings) -> None:
+    """Write a page for a browser about runs, or folders of runs: report runs/demo.  Curves, tables, conversations."""
+    if s.model == "tiny":
+        raise ValueError("report needs the folder of a run, or of a study:  python userrl.py report runs/demo")
+    for place in listed(s.model):
+        print(f"written to {write_report(Path(place))}")
+
+
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "selfplay": selfplay, "ablate": ablate,
+            "plot": plot, "report": report, "play": play}
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["ablate"] and not any(item.startswith(("--study=", "--grid=")) for item in argv):
+        argv = [*argv, "--study=credit"]
+    if argv[:1] in (["plot"], ["report"]):                              # folders as they are
+        places = [item for item in argv[1:] if not item.startswith("-")]
+        argv = [item for item in argv if item not in places] + [f"--model={','.join(places)}"] * bool(places)
     return grpo.command_line(argv, __doc__, Settings, COMMANDS, "userrl.py")
+
+
+# ---------------------------------------------------------------------------------------------- the report's page
+
+# __DATA__ is what `report_data` collects.
+PAGE = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<!-- nothing is fetched from anywhere, whatever a model wrote into a conversation -->
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; img-src data:;
+  style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>report</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#faf9f7, #15171b); --card: light-dark(#fff, #1d2026); --line: light-dark(#e2dfd9, #343842);
+  --ink: light-dark(#22252b, #e3e5e9); --dim: light-dark(#646974, #9aa1ad); --link: light-dark(#1f5fbf, #8ab4f8);
+  --more: light-dark(#2f76d2, #5b9cf5); --less: light-dark(#d9730d, #f08c3a); --mark: light-dark(#eef3fb, #262c38);
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; background: var(--paper); color: var(--ink);
+       font: 15px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums }
+header { display: flex; gap: 16px; align-items: start; justify-content: space-between; padding: 26px 0 4px }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 }
+h2 { font-size: 18px; margin: 40px 0 6px }
+h3 { font-size: 14px; margin: 0 }
+p { margin: 6px 0; max-width: 84ch }
+a { color: var(--link); text-decoration: none }
+a:hover { text-decoration: underline }
+mark { color: inherit; padding: 1px 5px; border-radius: 4px }
+.dim { color: var(--dim) }
+.small { font-size: 13px }
+.scroll { overflow-x: auto }
+.maths { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere }
+:focus-visible, label:has(:focus-visible) { outline: 2px solid var(--link); outline-offset: 1px }
+button, select, input { font: inherit; font-size: 13px; color: inherit; background: var(--card); padding: 3px 9px;
+                        border: 1px solid var(--line); border-radius: 7px }
+button, summary, label { cursor: pointer }
+input { width: 5.5em }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; white-space: nowrap;
+         border-bottom: 1px solid var(--line) }
+th, legend { color: var(--dim); font-size: 13px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 8px 0; max-width: 90ch }
+dd { margin: 0 }
+figure, #schemes, #list { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0 }
+#charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px }
+figure { padding: 12px 14px }
+svg { display: block; width: 100%; height: auto; margin-top: 6px; font-size: 10px; fill: var(--dim) }
+.key { display: flex; flex-wrap: wrap; gap: 1px 10px; font-size: 12px; min-height: 3.1em; align-content: start }
+.key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 4px }
+#schemes { display: flex; flex-wrap: wrap; gap: 8px 22px; padding: 10px 14px; position: sticky; top: 0; z-index: 1 }
+fieldset { border: 0; margin: 0; padding: 0; min-width: 0; max-width: 266px }
+fieldset:last-child { max-width: none }
+fieldset:disabled { opacity: .45 }
+fieldset input { position: absolute; opacity: 0; width: 1px }
+legend { padding: 0 }
+label { display: inline-block; font-size: 13px; padding: 2px 9px; border: 1px solid var(--line); margin-right: -1px }
+label:first-of-type { border-radius: 7px 0 0 7px }
+label:last-of-type { border-radius: 0 7px 7px 0 }
+label:has(:checked) { background: var(--link); border-color: var(--link); color: var(--card) }
+#filters { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 8px 0 }
+#browser { display: grid; grid-template-columns: 290px minmax(0, 1fr); gap: 22px; align-items: start }
+#list { height: calc(100vh - 150px); overflow-y: auto; position: sticky; top: 135px }
+.row { display: flex; flex-wrap: wrap; justify-content: space-between; padding: 6px 12px; font-size: 13px;
+       color: inherit; border-bottom: 1px solid var(--line) }
+.row:hover, .row[aria-current] { background: var(--mark); text-decoration: none }
+.row[aria-current] { box-shadow: inset 3px 0 var(--link) }
+.row .strip { width: 100% }
+.strip { display: inline-flex; gap: 2px; flex-wrap: wrap; padding-top: 5px; vertical-align: top }
+.strip i { width: 12px; height: 12px; border-radius: 3px; border: 1px solid var(--line) }
+.group { display: grid; grid-template-columns: repeat(2, max-content) 1fr; gap: 0 14px; font-size: 13px }
+.say { margin: 10px 0; max-width: 78ch; scroll-margin-top: 140px }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 13px; border: 1px solid var(--line);
+        border-radius: 4px 12px 12px 12px; background: var(--card) }
+.agent { margin-left: 28px }
+.agent .said { border-radius: 12px 4px 12px 12px; cursor: pointer }
+.agent.on .said { outline: 2px solid var(--link) }
+.thought { font-style: italic; padding: 3px 13px; overflow-wrap: anywhere }
+.who { display: flex; flex-wrap: wrap; gap: 3px 12px; align-items: baseline; font-size: 13px; color: var(--dim) }
+.who b { color: var(--ink) }
+#why { margin: 8px 0 18px 28px; max-width: 78ch; padding: 12px 16px; background: var(--mark); border-radius: 10px }
+#why li { margin: 7px 0 }
+#why td { padding: 0; border: 0; height: 30px }
+#why th { border: 0; vertical-align: bottom }
+#why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
+#why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
+@media (max-width: 760px) {
+  body { padding: 0 12px 40px }
+  #browser { grid-template-columns: minmax(0, 1fr) }
+  #list, #schemes { position: static; max-height: 40vh }
+  .agent, #why { margin-left: 0 }
+  .say { scroll-margin-top: 8px }
+  .wide { display: none }
+}
+</style>
+<header>
+  <div><h1 id="title"></h1><div id="about" class="dim"></div></div>
+  <button id="theme" title="light or dark">◐ <span class="wide">theme</span></button>
+</header>
+<p>An agent talks with simulated users, and some of its turns earn a <b>reward</b>. It is trained on <b>groups</b>:
+  several conversations that begin alike, with the same user and the same task. An <b>advantage</b> says what training
+  does with a turn: above 0 its words become <mark id="more">more likely</mark>, below 0
+  <mark id="less">less likely</mark>, at 0 nothing happens. How rewards become advantages is a choice, a <b>scheme</b>.
+  Under <a href="#conversations">Conversations</a> every scheme can be compared on every turn: click on what the agent
+  said, and the arithmetic is spelled out.</p>
+<details><summary>Words used here</summary><dl id="words"></dl></details>
+<details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
+<section id="results"><h2>Results on held-out tasks</h2>
+  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
+    <select id="measure" aria-label="measure"></select>
+    <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
+  <div class="scroll"><table id="table"></table></div></section>
+<section id="curves"><h2>Learning curves</h2>
+  <p class="dim small">Thin: each step of each run. Thick: the mean of five steps, and of runs that differ in their seed
+    alone. Point at a curve to read it.</p>
+  <div id="charts"></div></section>
+<section id="conversations"><h2>Conversations</h2>
+  <p class="dim small" id="count"></p>
+  <div id="schemes"></div>
+  <div id="filters"></div>
+  <div id="browser"><nav id="list" aria-label="conversations"></nav><main id="talk"></main></div></section>
+<script type="application/json" id="data">__DATA__</script>
+<script>
+"use strict";
+// ---- helpers; text reaches the page as text only, never as HTML
+
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+function el(tag, props, ...kids) {
+  const e = Object.assign(document.createElement(tag), props);
+  e.append(...kids.filter(kid => kid != null));
+  return e;
+}
+function svg(tag, attributes, text) {
+  const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const key in attributes) e.setAttribute(key, attributes[key]);
+  if (text != null) e.textContent = text;
+  return e;
+}
+function num(x) {
+  if (typeof x !== "number") return "–";
+  const size = Math.abs(x), digits = size >= 100 ? 0 : size && size < 0.1 ? 3 : 2;
+  return (Number(x.toFixed(digits)) === 0 ? 0 : x).toFixed(digits).replace("-", "−");
+}
+const signed = x => (x > 0 ? "+" : "") + num(x);
+const sub = n => String(n).replace(/\d/g, d => "₀₁₂₃₄₅₆₇₈₉"[d]);
+const power = n => String(n).replace(/\d/g, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+const total = list => list.reduce((a, b) => a + b, 0);
+const mean = list => list.length ? total(list) / list.length : null;
+const unique = list => [...new Set(list)];
+const known = list => list.filter(x => x != null);
+
+// ---- the head of the page
+
+const WORDS = {
+  turn: "one message of the agent, and what the user replies to it",
+  token: "a word or a piece of one, which is what training counts",
+  reward: "r, what a turn earned by the rules of its gym (the game that is played)",
+  return: "the sum of a conversation's rewards",
+  group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
+  credit: "w, how much of what was earned is said to be this turn's doing",
+  score: "R, one number for a whole conversation",
+  z: "how much better R is than the group's mean R, in units of its standard deviation (std) or mean size (mean)",
+  advantage: "A, what training does with the words of a turn: more likely above 0, less likely below",
+  "γ (gamma)": "the discount: a reward that comes n turns later counts γⁿ times",
+  numbers: "γ and the unit of z: as this run was trained with, or as in the UserRL paper"};
+for (const word in WORDS) $("words").append(el("dt", {}, word), el("dd", {}, WORDS[word]));
+const one = D.runs.length === 1, first = (D.runs.find(run => run.curves.rl.step) || D.runs[0]).settings;
+const trained = s => s.combine === "loo" ? "loo" : `${s.turn} ${s.trajectory} ${s.combine}`;
+document.title = $("title").textContent = D.title;
+$("about").textContent = !one ? D.runs.length + " runs" : `${first.command}, ${first.steps} steps of RL, seed ${
+  first.seed}; gyms: ${first.gyms}; user: ${first.user}; trained with the scheme ${trained(first)}`;
+// of several runs only what differs
+for (const run of D.runs) {
+  const lines = Object.entries(run.settings).filter(([key, value]) => key !== "checksum"
+    && (one || D.runs.some(other => other.settings[key] !== value)));
+  $("settings").append((one ? "" : `\n${run.name}\n`) + lines.map(([key, value]) => `${key} = ${value}\n`).join(""));
+}
+const dark = () => (document.documentElement.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches
+  ? "dark" : "light")) === "dark";
+$("theme").onclick = () => { document.documentElement.style.colorScheme = dark() ? "light" : "dark"; };
+
+function drawTable() {
+  const measure = $("measure").value, rows = [];
+  for (const run of D.runs)
+    for (const policy in run.evals)
+      if ($("policy").value === "" || $("policy").value === policy)
+        rows.push({run: run.name, policy, ...run.evals[policy]});
+  const names = unique(rows.flatMap(row => Object.keys(row.table)))
+    .filter(name => rows.some(row => row.table[name]?.[measure] != null));
+  const cell = x => el("td", {}, num(x?.[measure]),
+    measure === "return" && x?.ci95 != null ? el("span", {className: "dim small"}, " ± " + num(x.ci95)) : null);
+  $("table").replaceChildren(
+    el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
+    ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
+      el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
+}
+for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
+const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
+for (const name of policies) $("policy").append(el("option", {value: name}, name));
+$("policy").hidden = one;
+if (!one && policies.includes("RL")) $("policy").value = "RL";
+$("policy").onchange = $("measure").onchange = drawTable;
+drawTable();
+$("results").hidden = !policies.length;
+
+// ---- curves: lines is {name: [{x: [...], y: [...]}, one per run]}; a y may be null
+
+function smooth(runs) {
+  const x = unique(runs.flatMap(run => run.x)).sort((a, b) => a - b);
+  const rows = runs.map(run => new Map(run.x.map((at, i) => [at, run.y[i]])));
+  const y = x.map(at => mean(known(rows.map(row => row.get(at)))));
+  return {x, y: y.map((now, i) => now == null ? null : mean(known(y.slice(Math.max(0, i - 4), i + 1))))};
+}
+function chart(title, hint, lines) {
+  const colour = i => `hsl(${(215 + i * 137.5) % 360} 58% ${48 + i % 2 * 8}%)`;
+  const drawn = Object.entries(lines).map(([name, runs]) => ({name, runs: runs.filter(run => known(run.y).length)}))
+    .filter(line => line.runs.length).map((line, i) => ({...line, ...smooth(line.runs), colour: colour(i)}));
+  if (!drawn.length) return;
+  const runs = drawn.flatMap(line => line.runs), W = 320, H = 170, left = 34, low = H - 18;
+  const xs = unique(runs.flatMap(run => run.x)), x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1);
+  const ys = known(runs.flatMap(run => run.y)), y0 = Math.min(0, ...ys);
+  const span = (Math.max(...ys) - y0 || 1) * 1.05, unit = 10 ** Math.floor(Math.log10(span / 3));
+  const gap = unit * [1, 2, 5, 10].find(n => span / (unit * n) <= 4.2);
+  const X = x => left + (x - x0) / (x1 - x0) * (W - left - 6), Y = y => low - (y - y0) / span * (low - 8);
+  const last = drawn.map(line => `${line.name} ${num(known(line.y).at(-1))}`).join(", ");
+  const art = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}, at the end: ${last}`});
+  for (let y = Math.ceil(y0 / gap) * gap; y <= y0 + span; y += gap)
+    art.append(svg("line", {x1: left, x2: W - 6, y1: Y(y), y2: Y(y), stroke: "var(--line)"}),
+      svg("text", {x: left - 5, y: Y(y) + 3, "text-anchor": "end"}, +y.toPrecision(3)));
+  art.append(svg("text", {x: left, y: H - 4}, x0),
+    svg("text", {x: W - 6, y: H - 4, "text-anchor": "end"}, "step " + x1));
+  const draw = (run, style) => art.append(svg("polyline", {...style, fill: "none", points: run.x.map((x, i) =>
+    run.y[i] == null ? "" : `${X(x).toFixed(1)},${Y(run.y[i]).toFixed(1)}`).join(" ")}));
+  for (const line of drawn) {
+    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.3});
+    draw(line, {stroke: line.colour, "stroke-width": 2});
+  }
+  const hair = svg("line", {y1: 8, y2: low, stroke: "var(--dim)", visibility: "hidden"});
+  const key = el("div", {className: "key"});
+  art.append(hair);
+  const read = x => key.replaceChildren(...x == null ? [] : [el("b", {}, "step " + x)], ...drawn.map(line => {
+    const y = line.y[line.x.indexOf(x)];
+    return el("span", {}, el("i", {style: `background:${line.colour}`}), line.name + (y == null ? "" : " " + num(y)));
+  }));
+  art.onpointermove = event => {
+    const box = art.getBoundingClientRect(), at = (event.clientX - box.left) / box.width * W;
+    const x = xs.reduce((best, x) => Math.abs(X(x) - at) < Math.abs(X(best) - at) ? x : best);
+    for (const end of ["x1", "x2"]) hair.setAttribute(end, X(x));
+    hair.setAttribute("visibility", "visible");
+    read(x);
+  };
+  art.onpointerleave = () => { hair.setAttribute("visibility", "hidden"); read(); };
+  read();
+  $("charts").append(el("figure", {}, el("h3", {}, title), el("div", {className: "dim small"}, hint), art, key));
+}
+const curve = (run, phase, key) => ({x: run.curves[phase].step || [], y: run.curves[phase][key] || []});
+// a study's runs, CELL-s0, CELL-s1, ..., are one line
+function cells(phase, key) {
+  const lines = {};
+  for (const run of D.runs) (lines[run.name.replace(/-s\d+$/, "")] ??= []).push(curve(run, phase, key));
+  return lines;
+}
+for (const [phase, hint] of [["rl", "what training conversations earned"], ["val", "on validation tasks"]]) {
+  const keys = {"all gyms": "return", ...Object.fromEntries(D.gyms.map(gym => [gym, gym]))}, lines = {};
+  for (const name in keys)
+    if (one) lines[name] = [curve(D.runs[0], phase, keys[name])];
+    else chart("Return, " + name, hint, cells(phase, keys[name]));
+  chart("Return", hint, lines);
+}
+chart("Dead groups", "share of groups that teach nothing: all earned the same", cells("rl", "dead"));
+chart("Turns", "length of a conversation", cells("rl", "turns"));
+chart("Entropy", "how undecided the agent is about its next word", cells("rl", "entropy"));
+chart("Distance from the start", "KL to the policy that RL started from", cells("rl", "kl_ref"));
+chart("Cold start: loss", "imitating the demonstrator", cells("sft", "loss"));
+$("curves").hidden = !$("charts").children.length;
+
+// ---- schemes: S is the chosen one; D.groups has, per group, the numbers as trained and as in the paper
+
+const PAPER = Object.values(D.groups)[0]?.[1], like = c => `γ ${c.gamma}, ${c.normalize}`;
+const PARTS = {
+  turn: ["credit w of a turn", {naive: "its own reward", equalized: "the same for every turn",
+    r2g: "its reward and all later ones", em: "its own reward, squeezed: ½ for nothing, 1 for 1"}],
+  trajectory: ["score R of a conversation", {sum: "all rewards added", mean: "all rewards, averaged",
+    r2g: "all rewards added, discounted"}],
+  combine: ["advantage A", {scale: "z, dealt out by credit (UserRL's code)",
+    paper: "credit against the mean score (as printed)", shift: "z, moved by the turn's credit",
+    loo: "what was still to come, against the other rollouts"}],
+  set: ["numbers", PAPER && D.runs.some(run => like(run.settings) !== like(PAPER)) ?
+    {0: one ? `this run (${like(first)})` : "as trained", 1: `UserRL (${like(PAPER)})`} : {}]};
+const S = {turn: first.turn, trajectory: first.trajectory, combine: first.combine, set: 0}, at = {talk: -1, turn: -1};
+function drawSchemes() {
+  $("schemes").replaceChildren(...Object.entries(PARTS).map(([part, [title, options]]) => {
+    const idle = S.combine === "loo" && (part === "turn" || part === "trajectory");
+    const pick = value => el("label", {}, el("input", {type: "radio", name: part, value,
+      checked: String(S[part]) === value, onchange: () => choose({[part]: part === "set" ? +value : value})}),
+    part === "set" ? options[value] : value);
+    return !Object.keys(options).length ? "" : el("fieldset", {disabled: idle}, el("legend", {}, title),
+      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small wide"},
+        idle ? "loo does not read it" : options[S[part]]));
+  }));
+}
+const workings = talk => D.groups[talk.group]?.[S.set];
+const advantages = (talk, s = S) => workings(talk)?.advantages[trained(s)][talk.place];
+const largest = (talk, s = S) => Math.max(1e-9, ...workings(talk).advantages[trained(s)].flat().map(Math.abs));
+const tint = (a, top) => !a ? "" : `background: color-mix(in srgb, var(--${a > 0 ? "more" : "less"}) ${
+  Math.round(10 + 55 * Math.min(1, Math.abs(a) / top))}%, var(--card))`;
+$("more").style = tint(1, 2);
+$("less").style = tint(-1, 2);
+
+// ---- why a turn was paid: the scheme's formula, filled in with the numbers that Python computed
+
+function explain(talk, t) {
+  const c = workings(talk), i = talk.place, T = sub(t + 1), r = talk.rewards, A = signed(advantages(talk)[t]);
+  const g = c.gamma === 1 ? "" : "γ ", count = c.R.sum.length, centred = c.normalize === "center", lines = [];
+  const add = (maths, words) => lines.push(el("li", {}, el("div", {className: "maths"}, maths), el("div", {}, words)));
+  const over = unit => centred ? "" : ` / ${num(unit)}`;
+  const size = {std: "standard deviation", mean: "mean size"}[c.normalize];
+  const divided = what => centred ? "." : `; the unit is the ${size} of ${what}.`;
+  const factor = j => g && j ? `${c.gamma}${j > 1 ? power(j) : ""} · ` : "";
+  const sum = from => r.slice(from).map((x, j) => x && factor(j) + num(x)).filter(Boolean).join(" + ") || "0";
+  const is = (text, x) => text === num(x) ? text : `${text} = ${num(x)}`;
+  const toGo = `r${T} + ${g}r${sub(t + 2)} + … = ${is(sum(t), c.w.r2g[i][t])}`;
+  if (S.combine === "loo") {
+    const G = c.w.r2g, theirs = G.filter((_, j) => j !== i).map(row => num(row[t] ?? 0)).join(", ");
+    add(`G${T} = ${toGo}`, "What this conversation earned from this turn on.");
+    add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
+      `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
+    add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
+      "More than the others is above 0, less is below" + divided("the group's G₁"));
+    return lines;
+  }
+  const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
+  add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
+    em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
+  `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
+  if (S.combine === "paper") {
+    add(`mean R = (${c.R[key].map(num).join(", ")}) / ${count} = ${m}`,
+      `The scores of the group's ${count} rollouts: ${PARTS.trajectory[1][key]}.`);
+    add(`A${T} = (w${T} − mean R)${centred ? "" : " / unit"} = (${num(w)} − ${m})${over(c.paper_unit[key])} = ${A}`,
+      "The credit of one turn, against the mean score of whole conversations" + divided("the scores"));
+    return lines;
+  }
+  const plain = r.filter(Boolean).map(num).join(" + ") || "0";
+  add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
+    r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
+  `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
+  add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
+    `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
+    + divided("the group's scores"));
+  if (S.combine === "scale") {
+    const used = c.used[S.turn][i], all = c.sum[S.turn][i];
+    add(all ? `A${T} = z · w${T} / mean w = ${num(z)} · ${num(w)} / (${num(all)} / ${used}) = ${A}` : `A${T} = 0`,
+      !all ? "No turn of this conversation has credit: there is nothing to deal z out by."
+      : !w ? "A turn without credit gets no share of z, however the conversation went."
+      : `z is dealt out by credit; ${num(all)} / ${used} is the mean credit of a word in the turns that have any.`
+        + (z < 0 && S.turn !== "equalized" ? " As z is below 0, more credit means more blame." : ""));
+  } else {
+    const own = num(c.m[S.turn][i]), range = c.range[S.turn];
+    if (range) add(`A${T} = z + (w${T} − own mean w)${centred ? "" : " / range"} = ${num(z)} + (${num(w)} − ${own})${
+      over(range)} = ${A}`, "More credit than this conversation's mean lifts a turn above z, less lowers it below"
+      + (centred ? "." : "; the range is the group's largest credit minus its smallest."));
+    else add(`A${T} = z = ${A}`, "All credits in the group are equal: nothing moves z.");
+  }
+  return lines;
+}
+function inShort(talk, t) {
+  const now = talk.rewards[t], later = total(talk.rewards.slice(t + 1)), n = num(now), l = num(later);
+  const did = `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: `;
+  if (now && later) return did + "naive credits it with the first, r2g and loo with both.";
+  if (now) return did + "naive, r2g and loo credit it with the same.";
+  if (later) return did + "naive gives it no credit, r2g and loo count what came.";
+  return did + "naive, r2g and loo give it no credit; equalized and em do.";
+}
+function drawWhy(talk, t) {
+  const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
+  const cell = (change, rows) => {
+    const s = {...S, ...change}, a = advantages(talk, s)[t];
+    return el("td", {rowSpan: rows}, el("button", {style: tint(a, largest(talk, s)), title: trained(s),
+      ariaPressed: trained(s) === trained(S), onclick: () => choose(change)}, signed(a)));
+  };
+  const head = (name, formula) => el("th", {scope: "col"}, el("b", {}, name), el("div", {className: "maths"}, formula));
+  const rows = Object.keys(PARTS.turn[1]).map((turn, row) => el("tr", {},
+    el("th", {scope: "row"}, el("b", {}, turn), " " + num(c.w[turn][talk.place][t])),
+    ...["scale", "paper", "shift"].map(combine => cell({turn, combine}, 1)), row ? null : cell({combine: "loo"}, 4)));
+  const grid = el("table", {}, el("tr", {}, head("credit", "w"), head("scale", "z·w/mean w"),
+    head("paper", "(w−mean R)/unit"), head("shift", "z+(w−mean w)/range"), head("loo", "(G−others' G)/unit")), ...rows);
+  const does = A ? `Its ${talk.tokens[t]} tokens become ${A > 0 ? "more" : "less"} likely.` : "Nothing changes.";
+  const box = el("section", {id: "why", ariaLabel: "why this advantage"},
+    el("h3", {}, `Turn ${t + 1}, ${trained(S)}: advantage ${signed(A)}. `, el("span", {className: "dim"}, does)),
+    el("p", {}, inShort(talk, t)));
+  if (dead) {
+    box.append("All rollouts of this group earned the same: there is nothing to compare, and every scheme pays 0.");
+    return box;
+  }
+  const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
+  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme. "
+    + `By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. Click one for its arithmetic.`),
+  el("div", {className: "scroll"}, grid));
+  return box;
+}
+
+// ---- the browser of conversations
+
+const list = $("list"), end = el("div", {style: "height:1px"}), byId = new Map(D.talks.map((talk, i) => [talk.id, i]));
+const mates = {}, chosen = {};
+D.talks.forEach((talk, i) => (mates[talk.group] ??= []).push(i));
+const earned = talk => total(talk.rewards), status = talk => D.endings[talk.status] || talk.status;
+const stage = talk => talk.step == null ? talk.policy : "step " + talk.step;
+let shown = [], drawn = 0;
+function strip(talk) {
+  const a = advantages(talk), top = a && largest(talk);
+  return el("span", {className: "strip"}, ...talk.rewards.map((r, t) => el("i", {style: a ? tint(a[t], top) : "",
+    title: `turn ${t + 1}: reward ${num(r)}` + (a ? `, advantage ${signed(a[t])}` : "")})));
+}
+// the address says which conversation, turn and scheme: "#run/step/group/rollout~turn~naive sum scale~0"
+const link = (i, turn = -1) => "#" + encodeURIComponent([D.talks[i].id, turn, trained(S), S.set].join("~"));
+function row(i) {
+  const talk = D.talks[i];
+  return el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
+    el("span", {className: "dim"}, `${stage(talk)}, ${status(talk)}${one ? "" : ", " + talk.run}`)),
+  el("span", {}, num(earned(talk))), strip(talk));
+}
+// rows are drawn when they are about to be seen
+function fill(upTo) {
+  for (; drawn < Math.min(upTo, shown.length); drawn++) end.before(row(shown[drawn]));
+}
+function drawList() {
+  const top = list.scrollTop;
+  drawn = 0;
+  list.replaceChildren(end);
+  fill(Math.max(60, shown.indexOf(at.talk) + 30));
+  list.scrollTop = top;
+  showRow();
+}
+function showRow() {
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const now = list.children[shown.indexOf(at.talk)], box = list.getBoundingClientRect();
+  if (!now || now === end) return;
+  now.setAttribute("aria-current", "true");
+  const {top, bottom} = now.getBoundingClientRect();
+  if (top < box.top || bottom > box.bottom) list.scrollTop += top - box.top - box.height / 3;
+}
+new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
+  .observe(end);
+
+const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
+for (const key in FILTERS) {
+  const values = unique(D.talks.map(FILTERS[key]));
+  chosen[key] = el("select", {ariaLabel: key, onchange: filter, hidden: values.length < 2},
+    el("option", {value: ""}, "any " + key), ...values.map(value => el("option", {value}, value)));
+}
+for (const key of ["least", "most"])
+  chosen[key] = el("input", {type: "number", step: "0.1", ariaLabel: key + " return", oninput: filter});
+const {least, most, ...picks} = chosen;
+$("filters").append(...Object.values(picks), el("span", {className: "dim small"}, "return from"), least,
+  el("span", {className: "dim small"}, "to"), most);
+function filter() {
+  const all = D.talks.length, lost = D.logged - D.talks.filter(talk => talk.step != null).length;
+  const passes = talk => Object.keys(picks).every(key => !picks[key].value || picks[key].value === FILTERS[key](talk))
+    && !(earned(talk) < parseFloat(least.value) - 1e-9) && !(earned(talk) > parseFloat(most.value) + 1e-9);
+  shown = D.talks.map((_, i) => i).filter(i => passes(D.talks[i]));
+  $("count").textContent = `${shown.length} of ${all} conversations` + (lost > 0 ? ` (${lost} more were logged)` : "")
+    + ". A square is a turn, shaded by its advantage; the number is the return. Keys: j and k change the conversation, "
+    + "← and → the turn.";
+  drawList();
+}
+
+function drawTalk() {
+  const talk = D.talks[at.talk], a = advantages(talk), top = a && largest(talk), parts = [];
+  parts.push(el("h3", {}, `${talk.gym}, ${stage(talk)}: return ${num(earned(talk))}, ended: ${status(talk)} `,
+    el("a", {href: link(at.talk, at.turn)}, "link")));
+  if (a) {
+    const rollouts = mates[talk.group].map((i, n) => [
+      el("a", {href: link(i)}, `rollout ${n + 1}${i === at.talk ? " ◂" : ""}`),
+      el("span", {}, "return " + num(earned(D.talks[i]))), strip(D.talks[i])]);
+    parts.push(el("details", {open: true}, el("summary", {className: "small"}, `Rollout ${talk.place + 1} of ${
+      rollouts.length} of its group. Full colour: an advantage of ${num(top)}.`),
+    el("div", {className: "group"}, ...rollouts.flat())));
+  } else
+    parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
+      : "The log lacks the rest of its group, so that there are no advantages to show."));
+  let t = -1;
+  for (const [role, text] of talk.said) {
+    if (role === "system") {
+      parts.push(el("details", {className: "small"}, el("summary", {}, "What the agent was told first"),
+        el("div", {className: "said"}, text)));
+    } else if (role !== "agent") {
+      const thought = talk.thoughts[t];
+      parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
+        el("div", {className: "said"}, text),
+        thought ? el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+    } else
+      parts.push(...agentTurn(talk, ++t, text, a, top));
+  }
+  $("talk").replaceChildren(...parts);
+}
+function agentTurn(talk, t, text, a, top) {
+  const paid = a && t < a.length, here = paid && at.turn === t;
+  const go = () => location.replace(link(at.talk, here ? -1 : t));
+  const fact = (name, value) => el("span", {}, name + " ", el("b", {}, value));
+  const who = el("div", {className: "who"}, "agent, turn " + (t + 1), fact("reward", num(talk.rewards[t])));
+  if (paid) {
+    const w = workings(talk).w[S.combine === "loo" ? "r2g" : S.turn][talk.place][t];
+    who.append(fact("credit", num(w)), fact("advantage", signed(a[t])), talk.tokens[t] + " tokens",
+      el("button", {onclick: go, ariaExpanded: here}, here ? "close" : "why?"));
+  }
+  const said = el("div", {className: "said", style: paid ? tint(a[t], top) : "",
+    onclick: paid ? () => getSelection().isCollapsed && go() : null}, text);
+  return [el("div", {className: "say agent" + (here ? " on" : "")}, who, said), ...here ? [drawWhy(talk, t)] : []];
+}
+function choose(change) {
+  Object.assign(S, change);
+  history.replaceState(null, "", link(at.talk, at.turn));
+  drawSchemes();
+  drawList();
+  drawTalk();
+}
+function follow() {
+  const parts = decodeURIComponent(location.hash.slice(1)).split("~"), [turn, scheme, set] = parts.splice(-3);
+  const i = byId.get(parts.join("~")), before = trained(S) + S.set;
+  if (i == null) return;
+  const [credit, trajectory, combine] = scheme.split(" ");
+  if (credit === "loo") S.combine = credit;
+  else if (Object.hasOwn(workings(D.talks[i])?.advantages || {}, scheme))
+    Object.assign(S, {turn: credit, trajectory, combine});
+  if (Object.hasOwn(PARTS.set[1], set)) S.set = +set;
+  const moved = i !== at.talk;
+  Object.assign(at, {talk: i, turn: +turn});
+  drawSchemes();
+  drawTalk();
+  if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
+  else showRow();
+  if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+}
+onhashchange = follow;
+onkeydown = event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+  const step = {j: 1, k: -1}[event.key], turn = {ArrowRight: 1, ArrowLeft: -1}[event.key], talk = D.talks[at.talk];
+  const next = shown[Math.max(0, shown.indexOf(at.talk) + step)];
+  if (step && next != null) location.replace(link(next));
+  if (!turn || !talk || !advantages(talk)) return;
+  event.preventDefault();
+  location.replace(link(at.talk, Math.max(0, Math.min(talk.rewards.length - 1, at.turn + turn))));
+  follow();
+  document.querySelector(".agent.on")?.scrollIntoView();
+};
+
+// begin where most is paid, or where the address says
+const paid = D.talks.map(talk => total((advantages(talk) || []).map(Math.abs)));
+at.talk = paid.indexOf(Math.max(...paid));
+$("conversations").hidden = !D.talks.length;
+if (D.talks.length) {
+  filter();
+  drawSchemes();
+  drawTalk();
+  follow();
+  if (location.hash.includes("~")) $("conversations").scrollIntoView();
+}
+</script>
+</html>
+"""
 
 
 if __name__ == "__main__":

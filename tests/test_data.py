@@ -1,5 +1,4 @@
 """Tasks of the original projects with their published splits, a stream of tasks, and the averages of the papers."""
-import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +6,6 @@ import numpy as np
 import pytest
 
 import envs
-import rewards
 import userrl
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -136,15 +134,6 @@ def test_a_stream_of_given_tasks_comes_round(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- python userrl.py
 
-def test_best_of_k_by_enumeration():
-    values = [0.5, 2.0, -1.0, 2.0, 0.25]
-    for k in range(1, 6):
-        best = [max(some) for some in itertools.combinations(values, k)]
-        assert rewards.best_of_k(values, k) == pytest.approx(sum(best) / len(best))
-    with pytest.raises(ValueError, match="1 <= k <= n"):
-        rewards.best_of_k([1.0], 2)
-
-
 def test_files_are_evaluated_and_their_order_is_kept(here, capsys):
     write(here / "files", "functions.json", rules(465))
     assert userrl.main("eval --model=expert --gyms=function --data=files --classic=True --workers=1".split()) == 0
@@ -210,7 +199,7 @@ def test_best_of_k_and_levels_in_the_table(capsys):
     some = [trip("1", 1.0, 1.0), trip("1", 3.0, 0.0), trip("2", 2.0, 1.0, "44"), trip("2", 2.0, 0.0, "44")]
     out = userrl.summarise({"travel": some}, "u", samples=2)
     row = out["gyms"]["travel"]
-    assert row["best_of"] == {1: 2.0, 2: 2.5} and row["return"] == 2.0
+    assert row["best_at"] == {1: 2.0, 2: 2.5} and row["return"] == 2.0
     assert set(row["userbench"]) == {"22", "44", "easy", "hard", "overall"}
     assert row["userbench"]["hard"] == row["userbench"]["44"]
     userrl.print_table({"RL": out})

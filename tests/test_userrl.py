@@ -80,7 +80,8 @@ def test_demo_end_to_end(here, capsys):
     assert [(x["phase"], x["step"]) for x in rows("a")] == (
         [("sft", i) for i in range(1, 7)] + [("rl", i) for i in (1, 2, 3, 4, 5)])
     sample = json.loads(Path("runs/a/samples.jsonl").read_text().splitlines()[0])
-    assert len(sample["rewards"]) == len(sample["credits"]) == len(sample["advantages"])
+    assert len(sample["rewards"]) == len(sample["credits"]) == len(sample["advantages"]) == len(sample["tokens"])
+    assert "expert" in Path("runs/a/report.html").read_text()
 
 
 def test_the_same_seed_writes_the_same_metrics(echo):
@@ -286,6 +287,34 @@ def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
     assert Path("runs/eval/eval.json").exists() and Path("runs/eval-3/eval.json").exists()
 
 
+def test_a_run_that_must_fit(echo, capsys):
+    """LoRA in bf16 with recomputed layers, through both phases: RL begins where SFT ended, which is its reference."""
+    assert userrl.main(["sft", "--name=cold", *LIVE, "--steps=1", "--sft_steps=2"]) == 0
+    fit = """--steps=2 --sft_steps=2 --lora=2 --dtype=bfloat16 --checkpointing=True --kl=0.1 --lr=0.01 --clip_dual=3
+        --weight_decay=0.01""".split()
+    assert userrl.main(["demo", "--name=fit", "--model=runs/cold", *LIVE, *fit]) == 0
+    first, second = (row for row in rows("fit") if row["phase"] == "rl")
+    assert first["kl_ref"] == 0 < second["kl_ref"] and first["grad_norm"] > 0
+    assert not Path("runs/fit/reference").exists()
+    plain, _ = grpo.load_policy("runs/fit", "cpu")
+    assert plain.dtype == grpo.torch.bfloat16 and not grpo.lora_rank(plain)
+    again, _, optimizer, _ = grpo.load_checkpoint("runs/fit", "cpu")
+    assert grpo.lora_rank(again) == 2 and optimizer.options["weight_decay"] == 0.01
+
+
+def test_the_paper_in_one_setting():
+    """Fidelity: 16 tasks an optimiser step, 270 batches, the five trained gyms in proportion to their tasks."""
+    _, s = grpo.parse(["train", "--preset=paper", "--lr=2e-6"], userrl.Settings, userrl.COMMANDS)
+    assert (s.tasks, s.group, s.tasks // s.updates, s.steps, s.lr) == (128, 8, 16, 270, 2e-6)
+    assert (s.clip_low, s.clip_high, s.clip_dual, s.kl, s.temperature, s.weight_decay) == (.2, .2, 3, 0, 1, .01)
+    dealt = [gym for gym, _ in userrl.deal(s, {}, 2426)]
+    assert {gym: dealt.count(gym) for gym in dict.fromkeys(dealt)} == pytest.approx(
+        {"travel": 925, "tau": 500, "turtle": 423, "persuade": 378, "function": 200}, rel=0.08)
+    turns = {gym: userrl.make_env(s, gym, 0, "train", None).max_turns for gym in envs.GYMS}
+    assert turns == {**dict.fromkeys(envs.GYMS, 16), "tau": 30}
+    assert userrl.make_env(s, "travel", 0, "train", None).preference_reward == .8
+
+
 def test_play_both_chairs(here, capsys, monkeypatch):
     said = iter(["[action] Is it big?", "nonsense", ""])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
@@ -337,6 +366,11 @@ BAD = """
     demo --minutes=nan | --minutes must be from 0 to 10000
     demo --minutes=-1 | --minutes must be from 0 to 10000
     demo --minutes=inf | --minutes must be from 0 to 10000
+    train --preset=paper --minutes=5 | --minutes and --preset both count the steps
+    train --preset=book | --preset is one of quick, paper, not 'book'
+    train --clip_dual=0.5 | --clip_dual is above 1
+    train --dtype=float16 | --dtype is one of float32, bfloat16, not 'float16'
+    train --lora=8 | --lora corrects a model that has learned already
     demo --eval_every=-1 | --eval_every must be at least 0
     demo --eval_every=2 --val_tasks=0 | --val_tasks must be at least 1
     demo --reading=1 | reading
@@ -801,7 +835,7 @@ def test_a_user_that_fails_its_player_is_one_clear_line(here, capsys, monkeypatc
     """It was a traceback."""
     Path("frail_user.py").write_text(FRAIL)
     monkeypatch.setattr("builtins.input", lambda prompt="": "[action] Is it big?")
-    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:2"]) == 2
+    assert userrl.main(["play", "--gyms=telepathy", "--user=frail_user:3"]) == 2
     out, err = capsys.readouterr()
     assert "turn 1 of 16" in out and err == "userrl.py: the user failed: the line is dead\n"
 

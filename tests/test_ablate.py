@@ -1,0 +1,259 @@
+"""Studies: what a grid means, that a killed study ends with the same table, what its numbers say, and its pictures."""
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import grpo
+import rewards
+import userrl
+from test_userrl import ECHO, SMALL
+
+TINY = [*SMALL, "--gyms=echo_gym:Echo", "--hold_out=", "--sft_steps=3", "--steps=3", "--eval_tasks=2"]
+
+
+class Killed(BaseException):
+    """What kill -9 is to a test."""
+
+
+@pytest.fixture
+def inside(here, monkeypatch):
+    """Jobs run in this process, one after the other; whatever they say is theirs."""
+    Path("echo_gym.py").write_text(ECHO)
+    begun = []
+
+    def spawn(argv, env):
+        begun.append(argv)
+        code = userrl.main(argv[1:])
+        with open("said", "w+") as said:
+            theirs, ours = os.pipe()
+            os.close(theirs)
+            errors = open(said.name)
+        return SimpleNamespace(poll=lambda: code, wait=lambda timeout: code, returncode=code, errors=errors, pipe=ours)
+    monkeypatch.setattr(grpo, "spawn", spawn)
+    monkeypatch.setattr(grpo, "this_script", lambda: ["userrl.py"])
+    return begun
+
+
+def results(name: str) -> dict:
+    return json.loads(Path("runs", name, "study.json").read_text())["results"]
+
+
+def test_a_killed_study_ends_with_the_same_table(inside, monkeypatch, capsys):
+    """Killed in its cold start, in a cell, in the last one: it goes on from its checkpoints, one every second step."""
+    study = ["ablate", "--grid=turn=naive,em; combine=scale", "--seeds=1", *TINY]
+    finish, steps, lost = grpo.Run.finish_step, [], []
+
+    def finish_step(run, step, last, phase, **state):
+        steps.append((run.s.name.partition("/")[2], step))
+        if lost and len(steps) == lost[0]:
+            raise Killed
+        finish(run, step, last, phase, **state)
+    monkeypatch.setattr(grpo.Run, "finish_step", finish_step)
+    assert userrl.main([*study, "--name=whole"]) == 0
+    assert steps == list(itertools.product(("cold-s0", "naive-s0", "em-s0"), (1, 2, 3)))
+    steps.clear()
+    for kill in (3, 5, 11, None):
+        lost[:] = [kill]
+        if kill:
+            with pytest.raises(Killed):
+                userrl.main([*study, "--name=cut"])
+        else:
+            assert userrl.main([*study, "--name=cut"]) == 0
+    redone = {step for step in steps if steps.count(step) > 1}
+    assert redone == {("cold-s0", 3), ("naive-s0", 1), ("em-s0", 3)} and len(steps) == 9 + 3
+    assert results("cut") == results("whole")
+    assert set(results("cut")["cells"]) == {"naive", "em"}
+    table = Path("runs/cut/table.txt").read_text()
+    assert table == Path("runs/whole/table.txt").read_text().replace("whole", "cut")
+    # finished: nothing runs again, the table is there again
+    inside.clear()
+    capsys.readouterr()
+    assert userrl.main([*study, "--name=cut"]) == 0
+    assert inside == [] and "3 runs, 3 done" in (said := capsys.readouterr().out) and table.strip() in said
+    # and another study does not get mixed up with it
+    assert userrl.main([*study, "--name=cut", "--steps=4"]) == 2
+    assert "runs/cut/cold-s0 has --steps=3, not 4" in capsys.readouterr().err
+
+
+def test_what_a_grid_means():
+    s = userrl.Settings(lr=0.5, steps=42)
+    grid = "turn=naive,em; lr=50%,2; kl=0.1 | held-out: gyms=travel+turtle; user_noise=0.2 | combine=loo"
+    assert userrl.grid_cells(s, "grid", grid) == {
+        "naive-lr0.25": {"turn": "naive", "lr": "0.25", "kl": "0.1"},
+        "naive-lr2": {"turn": "naive", "lr": "2", "kl": "0.1"},
+        "em-lr0.25": {"turn": "em", "lr": "0.25", "kl": "0.1"},
+        "em-lr2": {"turn": "em", "lr": "2", "kl": "0.1"},
+        "held-out": {"gyms": "travel,turtle", "user_noise": "0.2"},
+        "loo": {"combine": "loo"}}
+    assert list(userrl.grid_cells(s, "grid", "x: steps=0%,50%")) == ["x-steps0", "x-steps21"]
+
+
+def test_all_cells_of_a_seed_share_a_cold_start():
+    """But where a cell differs in what the cold start depends on, it has its own; without SFT steps none."""
+    s = userrl.Settings(seeds=2, sft_steps=10, gyms="intention")
+    cells = userrl.grid_cells(s, "grid", "turn=naive,em | sft_steps=0,5")
+    jobs = {job.name: job for job in userrl.study_jobs(s, "x", cells, "")}
+    assert list(jobs)[:6] == ["x/cold-s0", "x/naive-s0", "x/em-s0", "x/sft_steps0-s0",
+                              "x/cold-sft_steps5-s0", "x/sft_steps5-s0"]
+    assert jobs["x/em-s1"].needs == ["x/cold-s1"] and "--model=runs/x/cold-s1" in jobs["x/em-s1"].argv
+    assert jobs["x/sft_steps0-s0"].needs == [] and jobs["x/sft_steps0-s0"].wanted["model"] == "tiny"
+    assert jobs["x/em-s1"].wanted["workers"] == 1 and jobs["x/em-s1"].wanted["seed"] == 1
+
+
+@pytest.mark.parametrize("study", userrl.STUDIES)
+def test_every_study_can_be_planned(study):
+    """Each of its cells and tests is a run that `main` would take; what is typed counts more than what it fixes."""
+    _, s = grpo.parse(["ablate", f"--study={study}", "--seeds=1", "--gamma=0.5"], userrl.Settings, userrl.COMMANDS)
+    assert s.gamma == 0.5
+    ready = {key: text.replace("{name}", study).replace("{user}", "userlm:x")
+             for key, text in userrl.STUDIES[study].items() if isinstance(text, str)}
+    cells, tests = (userrl.grid_cells(s, key, ready.get(key, "")) for key in ("grid", "tests"))
+    jobs = {job.name: job for job in userrl.study_jobs(s, study, cells, ready.get("tests", ""))}
+    assert all(set(job.needs) <= set(jobs) for job in jobs.values())
+    assert len(cells) == {"credit": 14, "coldstart": 3, "user": 6, "efficiency": 3}.get(study, 1)
+    assert len(tests) == {"user": 7, "userbench": 20}.get(study, 0)
+
+
+BAD = """
+    --grid=foo=1 | unknown setting --foo
+    --grid=turn | 'turn' is not setting=value,value
+    --grid=turn=wild | --turn is one of naive
+    --grid=steps=many | --steps takes int
+    --grid=seed=1,2 | seed is of the whole study
+    --grid=lr=1,1 | two cells are called lr1
+    --study=foo | --study is one of credit
+    --grid=turn=em --name=taken | runs/taken is a run, not a study
+    --grid=turn=em --name=foreign | runs/foreign/em-s0 is no run
+    --grid=turn=em --name=broken | runs/broken/em-s0/config.json cannot be read
+    --grid=turn=em --name=other | was not made by 'train'
+    --grid=user=nobody: | No module named 'nobody'
+    --preset=quick --minutes=3 | leave out one
+"""
+
+
+@pytest.mark.parametrize("line", BAD.strip().split("\n"))
+def test_what_is_wrong_is_said_in_one_line_before_anything_runs(inside, capsys, line):
+    argv, words = line.split(" | ")
+    for place, text in {"taken": "{}", "foreign/em-s0/notes": "", "broken/em-s0": "{", "other/em-s0": "{}"}.items():
+        folder = Path("runs", place)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text or "{}")
+    Path("runs/other/em-s0/config.json").write_text('{"command": "sft"}')
+    assert userrl.main(["ablate", *argv.split(), "--gyms=intention"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and inside == []
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(inside, monkeypatch, capsys):
+    """Its reason is said at once, and at the end, when the table of the others stands."""
+    real = userrl.train
+
+    def train(s):
+        if s.turn == "em":
+            raise ValueError("no luck")
+        real(s)
+    monkeypatch.setitem(userrl.COMMANDS, "train", train)
+    assert userrl.main(["ablate", "--grid=turn=em,naive", "--seeds=1", *TINY, "--name=x"]) == 2
+    said = capsys.readouterr()
+    assert "! x/em-s0: " in said.out and "1 of 3 runs failed, x/em-s0 because" in said.err
+    assert list(results("x")["cells"]) == ["naive"]
+
+
+# ---- numbers
+
+def test_quantiles_of_students_t():
+    table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 28: 2.0484, 29: 2.0452}
+    for df, t in table.items():
+        assert userrl.critical(df, 0.05) == pytest.approx(t, abs=1e-4)
+
+
+def test_separation_by_hand():
+    """Cells 1 2 and 3 6: what cell and seed leave is ±.5 each, so s = 1 with 1 degree of freedom, and t = 12.706.
+
+    With n seeds the least gap is t(n - 1) sqrt(2 / n): 3.51 for three, 2.25 for four; the gap here is 3.
+    """
+    lines = userrl.separation({"a": [1, 2], "b": [3, 6]})
+    assert "differ by more than chance from 12.706 on" in lines[0]
+    assert "b over a, by 3.000: not separated." in lines[1]
+    assert "4 seeds for a pair named beforehand, 4 for the widest" in lines[2]
+    assert "separated." in userrl.separation({"a": [1, 2.001], "b": [3, 4], "c": [1, 2]})[1]
+    assert userrl.separation({"a": [1], "b": [2]})[0].startswith("one seed says nothing")
+    assert userrl.separation({"a": [1, 1]}) == []
+
+
+def test_best_of_k_by_counting():
+    values = [0.5, 2.0, -1.0, 0.5]
+    for k in (1, 2, 3, 4):
+        some = [max(picked) for picked in itertools.combinations(values, k)]
+        assert rewards.best_of_k(values, k) == pytest.approx(sum(some) / len(some))
+    assert rewards.best_of_k([0, 1, 0, 0], 2) == rewards.pass_at_k(4, 1, 2)
+    with pytest.raises(ValueError, match="best of k needs"):
+        rewards.best_of_k([1.0], 2)
+
+
+# ---- pictures
+
+def make_study(seeds=(0, 1)) -> dict:
+    """A study of made-up numbers: cell i earns i + seed / 10."""
+    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean | combine=loo")
+    tests = ["plain", "held-out"]
+
+    def row(value):
+        return {"return": value, "ci95": 0.1, "travel": value, "success": None}
+    results = {"cells": {}, "tests": {}}
+    for i, cell in enumerate(cells):
+        results["cells"][cell] = {str(seed): {"start": row(0.5), "RL": row(i + seed / 10)} for seed in seeds}
+        results["tests"][cell] = {test: {str(seed): row(i) for seed in seeds} for test in tests}
+        for seed in seeds:
+            path = Path("runs/made", f"{cell}-s{seed}")
+            path.mkdir(parents=True)
+            lines = [json.dumps({"phase": "rl", "step": step, "return": i + step}) for step in (1, 2, 3)]
+            (path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"cut')
+    study = {"name": "made", "question": "", "grid": "", "show": "success", "seeds": list(seeds), "cells": cells,
+             "tests": tests, "starts": {}, "results": results}
+    Path("runs/made/study.json").write_text(json.dumps(study))
+    return study
+
+
+def test_a_study_is_told_in_text_without_matplotlib(here, monkeypatch, capsys):
+    make_study()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert userrl.main(["plot", "runs/made"]) == 0
+    out = capsys.readouterr().out
+    assert "naive-sum          2    0.500 ± 0.000    0.050 ± 0.635" in out
+    assert "loo over naive-sum, by 4.000: separated." in out
+    # the mean of five steps, here of as many as there are
+    assert "turn naive sum            1.000 ▁▁▂  2.000" in out
+    assert "em         2.050 ± 0.635    3.050 ± 0.635" in out
+    assert "em-mean             3.000 ± 0.000     3.000 ± 0.000" in out
+    assert "(grid: no picture, matplotlib is not installed)" in out and not Path("runs/made/pictures").exists()
+
+
+def test_pictures_are_drawn(here):
+    pytest.importorskip("matplotlib")
+    pictures = {name: draw for name, _, draw in filter(None, userrl.study_pictures(Path("runs/made"), make_study()))}
+    assert list(pictures) == ["curves", "cells", "grid", "tests"]
+    userrl.save_picture(Path("runs/made/pictures/grid"), pictures["grid"])
+    svg = Path("runs/made/pictures/grid.svg").read_text()
+    assert ">naive<" in svg and ">3.050<" in svg
+    assert Path("runs/made/pictures/grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["plot"], "plot needs the folders"), (["plot", "runs/none"], "runs/none does not exist"),
+    (["plot", "."], "is neither a run of userrl.py nor a study"), (["plot", "bad"], "study.json cannot be read"),
+    (["plot", "odd"], "odd does not hold what a run or a study writes"),
+    (["plot", "new"], "no run of new is finished")])
+def test_what_cannot_be_plotted(here, capsys, argv, words):
+    new = '{"results": {"cells": {}, "tests": {}}}'
+    for name, text in {"bad": "{", "odd": '{"cells": 3}', "new": new}.items():
+        Path(name).mkdir()
+        Path(name, "study.json").write_text(text)
+    assert userrl.main(argv) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
