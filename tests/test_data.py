@@ -161,6 +161,17 @@ def test_what_cannot_be_done_with_files_is_one_clear_line(here, capsys, monkeypa
     assert says in err and "\n" not in err and not Path("runs").exists()
 
 
+def test_a_user_of_your_own_may_play_what_rules_cannot(here):
+    points = [{"score": 1, "statement": "The uncle did it."}]
+    story = {"new_title": "Soup", "new_surface": "Why?", "new_bottom": "The uncle.", "evaluation": points}
+    write(here / "files", "all_stories_refined.json", {str(i): story for i in range(425)})
+    s = userrl.Settings(data="files", gyms="turtle", user="my_user:x")
+    userrl.check_data(s)
+    tasks = [userrl.make_env(s, "turtle", index, "test", None).task["id"] for index in range(3)]
+    first, second = (f"turtle-{i}" for i in shuffled(range(425))[423:])
+    assert tasks == [first, second, first]
+
+
 def test_classic_settings_by_hand():
     """As released: travel pays otherwise in training, tau has 30 turns; --env has the last word."""
     s = userrl.Settings(classic=True, env="tau.max_turns=9", max_turns=12)
