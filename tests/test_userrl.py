@@ -418,7 +418,7 @@ def test_minutes_are_steps(echo, capsys):
         _, s = grpo.parse(["demo", *argv], userrl.Settings, userrl.COMMANDS)
         return s.sft_steps, s.steps
     assert steps() == steps("--minutes=0") == steps("--minutes=10") == (900, 64)
-    assert steps("--minutes=5") == (450, 21) and steps("--minutes=15") == (1350, 63)
+    assert steps("--minutes=5") == (450, 32) and steps("--minutes=15") == (1350, 96)
     assert steps("--minutes=0.01") == (1, 1)
     # the default, too, may not be asked for beside it
     with pytest.raises(ValueError, match="--minutes sets .* or --steps"):
