@@ -2154,6 +2154,7 @@ def practise(s: Settings, folder: str, part: str, lines: str) -> str:
     run = grpo.Run(dataclasses.replace(own, notes=0.75, lines=lines, resume=resume), "selfplay", part)
     grpo.first_policy(run, None, first_call(run.s))
     grpo.run_phases(run, ("rl",), {"rl": partial(train_rl, run)}, lambda label: None)
+    grpo.gather("saved")                                                # nobody reads before
     return str(run.path)
 
 

@@ -1680,6 +1680,7 @@ def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedU
     part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
     grpo.first_policy(part, None, first_envs(part.s))
     grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
+    grpo.gather("saved")                                                # nobody reads before
     return str(part.path)
 
 
