@@ -45,9 +45,7 @@ if "GRPO_PIPE" in os.environ:                                           # the fi
 # a decode step 30 times slower. Read when torch is first imported; set the variable to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import argparse
 import contextlib
-import copy
 import dataclasses
 import difflib
 import fcntl
@@ -252,7 +250,9 @@ def chat_text(key, roles, tools="", prompt=False):
             if "<tool_call>" in text and schemas[0]["function"]["name"] in text:
                 return text
         messages[0]["content"] = TOOLS.format(GAPS[0], "\n".join(map(json.dumps, schemas)))
-    return tokenizer.apply_chat_template(messages, **options)
+    text = tokenizer.apply_chat_template(messages, **options)
+    # some end what is no prompt with the end of the text (Phi)
+    return text if prompt else text.removesuffix(tokenizer.eos_token or "")
 
 
 @lru_cache(maxsize=512)
@@ -294,12 +294,9 @@ def cut_chat(key):
     if template == CHAT_TEMPLATE and not {START, END} <= tokenizer.get_vocab().keys():
         raise PolicyError(f"{name} has no chat template, and no {START} / {END} for a plain one: take a chat model")
     talk = "system", "user", "assistant", "user"
-    try:
-        opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
-        between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
-        last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
-    except Exception as error:  # jinja's, or what the template raises itself
-        raise PolicyError(f"the chat template of {name} cannot be used: {reason(error)}") from error
+    opening, prompted = chat_text(key, talk[:2]), chat_text(key, talk[:2], "", True)
+    between = chat_text(key, talk).partition(GAPS[2])[2].partition(GAPS[3])[0]
+    last = chat_text(key, talk[:3]).partition(GAPS[2])[2]
     first = (pieces(tokenizer, between) or [None])[0]
     if not isinstance(first, int):
         raise PolicyError(f"{name} has no end-of-turn token: its chat template ends a turn with {between[:20]!r}")
@@ -343,6 +340,11 @@ def reply_ids(tokenizer):
     return filled(tokenizer, chat_of(tokenizer).prompt)[0]
 
 
+def opens_thought(tokenizer):
+    """Does the template begin the model's thought for it (R1)? Then it samples the rest of one, and closes it."""
+    return chat_of(tokenizer).prompt.rstrip().endswith("<think>")
+
+
 def fit_chat(tokenizer):
     """Make sure that a conversation's rendering begins with the rendering of each of its beginnings, token by token.
 
@@ -355,6 +357,8 @@ def fit_chat(tokenizer):
             trouble = chat_trouble(tokenizer)
         except PolicyError as error:
             trouble = str(error)
+        except Exception as error:  # jinja's, or what the template raises itself
+            trouble = f"has a chat template that cannot be used: {reason(error)}"
         if not trouble:
             return
     name = tokenizer.name_or_path or "this model"
@@ -452,7 +456,10 @@ def demo_trajectory(tokenizer, messages, tools=None):
             traj.extend(message_ids(tokenizer, m["role"], m["content"]), 0)
             continue
         traj.extend(reply_ids(tokenizer), 0)
-        traj.extend([*encode(tokenizer, m["content"]), chat.end], 1, turn=said)
+        words = m["content"]
+        if opens_thought(tokenizer):
+            words = words.removeprefix("<think>").lstrip("\n") if "</think>" in words else "\n</think>\n\n" + words
+        traj.extend([*encode(tokenizer, words), chat.end], 1, turn=said)
         said += 1
         if i < len(messages):
             traj.extend(list(encode(tokenizer, chat.after)), 0)
@@ -697,7 +704,7 @@ class Engine:
         shape = 2, config.num_hidden_layers, rows, kv, self.max_len + 1, size
         self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.cache = Cache(layers=[RowLayer(k, v) for k, v in zip(*self.kv)])
-        # decode steps as CUDA graphs: (rows, length) -> graph; their memory, their common result
+        # decode steps as CUDA graphs: (rows, length) -> inputs, graph; their memory, their common result
         self.graphs, self.steps, self.pool = graphs and self.kv.is_cuda, {}, None
         self.logits = torch.zeros(rows if self.graphs else 0, config.vocab_size, device=model.device)
         self.reset()
@@ -759,20 +766,17 @@ class Engine:
         a length (a multiple of 256), and reads weights and cache where they lie: it outlives optimiser steps."""
         B = len(ids)
         rows, longest = min(self.rows, 1 << (B - 1).bit_length()), -(-longest // 256) * 256
-        if (rows, longest) not in self.steps:
-            # rows beyond B write where nobody reads
-            inputs = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
-
-            def step():
-                hidden = self.decode(0, *inputs, longest)[:, 0]
-                self.logits[:rows] = logits_of(self.model, hidden)
-            self.steps[rows, longest] = inputs, step, None
-        inputs, step, graph = self.steps[rows, longest]
+        new = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
+        inputs, graph = self.steps.get((rows, longest), (new, None))
+        # rows beyond B write where nobody reads
         inputs[1].fill_(self.max_len)
         inputs[:, :B] = self.tensor(np.stack([ids, at]))
         if graph is None:
+            def step():
+                hidden = self.decode(0, *inputs, longest)[:, 0]
+                self.logits[:rows] = logits_of(self.model, hidden)
             graph, self.pool = captured(step, self.pool)
-            self.steps[rows, longest] = inputs, step, graph
+            self.steps[rows, longest] = inputs, graph
         graph()
         return self.logits[:B]
 
@@ -836,7 +840,7 @@ class Talk:
         """Hand the turn's sampled tokens to the environment."""
         self.said = ids, logps
         text = self.engine.tokenizer.decode(ids[:-1] if ids[-1] == self.engine.stop else ids)
-        if chat_of(self.engine.tokenizer).prompt.rstrip().endswith("<think>"):  # the template opens the thought
+        if opens_thought(self.engine.tokenizer):
             text = "<think>\n" + text
         self.traj.messages.append({"role": "assistant", "content": text})
         self.steps = self.env.turn(text)
@@ -2616,8 +2620,8 @@ def memory_of_log_probs(tokens=1024, words=151_936):
     """
     torch.manual_seed(0)
     head = torch.nn.Linear(64, words, bias=False)
-    model = torch.nn.Module()
-    model.config, model.get_output_embeddings = argparse.Namespace(vocab_size=words), lambda: head
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=words, hidden_size=64, num_hidden_layers=0))
+    model.set_output_embeddings(head)
     target, hidden = torch.randint(words, (tokens,)), torch.randn(tokens, 64)
 
     def naive(h):
@@ -2733,31 +2737,27 @@ def roofline(shape, length=512):
     block = torch.zeros(1 << 28 if on == "cuda" else 1 << 24, device=on)
     bandwidth = 8 * block.numel() / median_seconds(block.clone)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    print(f"{shape}: {weights / 1e9:.2f} GB of weights, {bandwidth / 1e9:.0f} GB/s, {length} tokens of context, "
+    print(f"{shape}: {weights / 1e9:.3g} GB of weights, {bandwidth / 1e9:.3g} GB/s, {length} tokens of context, "
           f"{torch.cuda.get_device_name() if on == 'cuda' else 'CPU'}")
     print("rows     tokens/s   of the roofline   without graphs")
+
+    def measured(rows, graphs):
+        engine = Engine(model, tokenizer, rows=rows, max_len=length + 64, graphs=graphs)
+        cache = engine.kv.numel() * engine.kv.element_size() * length / engine.kv.shape[-2]
+        step = turn_seconds(engine, rows, length - 20) / 20
+        return rows / step, 100 * (weights + cache) / bandwidth / step
+
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        both = []
-        for graphs in (True, False):
-            engine = Engine(model, tokenizer, rows=rows, max_len=2 * length, graphs=graphs)
-            both.append(turn_seconds(engine, rows, length - 20) / 20)
-            cache = engine.kv.numel() * engine.kv.element_size() * length / engine.kv.shape[-2]
-        seconds = [(weights + cache) / bandwidth / step for step in both]
-        print(f"{rows:4}{rows / both[0]:13.0f}{100 * seconds[0]:16.0f} %{100 * seconds[1]:14.0f} %", flush=True)
+        (speed, share), (_, without) = measured(rows, True), measured(rows, False)
+        print(f"{rows:4}{speed:13.0f}{share:16.0f} %{without:14.0f} %", flush=True)
     small.to(on)
-    played = []
-    for graphs in (True, False):
-        engine = Engine(small, tokenizer, rows=8, max_len=1024, graphs=graphs)
-        played.append(play(engine, 8, 3, 16)[0])
-        if graphs:
-            model = copy.deepcopy(small.state_dict())
-            grpo_step(small, make_optimizer(small, 1e-3), played[0], [[1.0] * 3] * 8, lr=1e-3)
-            after = play(engine, 8, 3, 16)[0]
-            gap = largest_gap([t.logps for t in after], token_logps(small, after))
-            small.load_state_dict(model)
-    same = all(a.ids == b.ids for a, b in zip(*played))
-    print(f"graphs on = off: {'the same tokens' if same else 'tokens DIFFER'}; cached = uncached after an update: "
-          f"{gap:.1e}")
+    captured_steps, plain = (Engine(small, tokenizer, rows=8, max_len=1024, graphs=graphs) for graphs in (True, False))
+    (one, _), (other, _) = (play(engine, 8, 3, 16) for engine in (captured_steps, plain))
+    same = all(a.ids == b.ids for a, b in zip(one, other))
+    grpo_step(small, make_optimizer(small, 1e-3), one, [[(-1.0) ** i] * 3 for i in range(8)], lr=1e-3)
+    after, _ = play(captured_steps, 8, 3, 16)
+    print(f"with graphs and without: {'the same tokens' if same else 'tokens DIFFER'}; cached = uncached, after an "
+          f"update: {largest_gap([t.logps for t in after], token_logps(small, after)):.1e}")
 
 
 if __name__ == "__main__":

@@ -9,19 +9,22 @@ trains it unchanged.  No code of the paper was published; the numbers and the ta
                  <answer> the dynamic profile, updated; then `say:` and the words.  Only those reach the agent </answer>
 
 Read it from top to bottom: profiles, scenarios, the turn, what is right, the call, the teacher, rewards, judge, words,
-evaluation, the user in the gyms, files, training.  Left out: learned reward models, dashboards, other languages.
+evaluation, the user in the gyms, is it real, files, training.  Left out: learned reward models, dashboards, other
+languages.
 
     python userlm_r1.py                            the demo: SFT and RL of a tiny user, two baselines, on a laptop CPU
     python userlm_r1.py sft   --name=cold --mode=no_reasoning          imitate the scripted teacher only
     python userlm_r1.py train --model=runs/cold --drop=strategy        RL, here without one reward
     python userlm_r1.py sft   --name=speaker --notes=0.5     a user for the gyms: userrl.py --user=userlm:runs/speaker
     python userlm_r1.py eval  --model=runs/demo                        both tables and the fidelity report
+    python userlm_r1.py fidelity --model=runs/speaker --agents=runs/a,runs/b    is it like the scripted user?
     python userlm_r1.py chat  --model=runs/demo                        you are the agent; "?" shows the user's thought
     python userlm_r1.py profile --index=3                              a persona, its dynamic profile, a scripted call
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -1193,6 +1196,7 @@ class UserLM:
         self.engine = grpo.Engine(model, tokenizer, rows=rows, max_len=1024)
         self.temperature, self.limit = temperature, max_new_tokens
         self.spoken = self.replaced = 0
+        self.lines: set[str] = set()                                    # what it was to say: something to practise
         self.people = weakref.WeakKeyDictionary()                       # an episode's generator -> who speaks in it
 
     def answer(self, queries: list) -> list:
@@ -1204,6 +1208,7 @@ class UserLM:
             seeds = [(zlib.crc32(env.task["id"].encode()),) for env in turns]
             grpo.rollout(self.engine, turns, seeds=seeds, temperature=self.temperature, max_new_tokens=self.limit)
         for i, env in zip(spoken, turns):
+            self.lines.add(env.task["note"])
             good = [t.reply.say for t in env.log if valid(t.reply, t.mode) and not t.faults and names_it(t)]
             replies[i] = good[0] if good else replies[i]
             self.spoken += 1
@@ -1253,6 +1258,11 @@ class Recorder(envs.ScriptedUser):
         return super().answer(queries)
 
 
+def speakable(lines) -> list[str]:
+    """Those that a caller can say: one line, at most 16 words."""
+    return sorted({line.strip() for line in lines if 0 < len(line.split()) <= 16 and "\n" not in line})
+
+
 @lru_cache
 def gym_lines(episodes: int = 40) -> list[str]:
     """The short lines that experts hear in so many training episodes of every gym."""
@@ -1260,7 +1270,365 @@ def gym_lines(episodes: int = 40) -> list[str]:
     for gym in envs.GYMS:
         for i in range(episodes):
             envs.play(envs.make(gym, i, "train", user=recorder), envs.expert)
-    return sorted({line.strip() for line in recorder.lines if 0 < len(line.split()) <= 16 and "\n" not in line})
+    return speakable(recorder.lines)
+
+
+@lru_cache
+def read_lines(path: str) -> list[str]:
+    """The lines of a JSON list of texts; one clear line if it holds none."""
+    try:
+        rows = envs.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {grpo.reason(error)}") from None
+    lines = speakable(rows) if isinstance(rows, list) and all(isinstance(row, str) for row in rows) else []
+    if not lines:
+        raise ValueError(f"{path} must hold a JSON list of texts, one line of at most 16 words each")
+    return lines
+
+
+def lines_of(s: Settings) -> list[str]:
+    """What --notes practises."""
+    return read_lines(s.lines) if s.lines else gym_lines()
+
+
+# ---------------------------------------------------------------------------------------------- is the user real?
+# `fidelity` asks two questions of a user, each with the reference (the scripted user) for comparison.
+#
+#     in the gyms   do agents of known quality earn what they earn with the reference?  Kendall's tau of their mean
+#                   returns, and the mean over agents of the absolute difference, the gap
+#     in calls      can a classifier tell its calls from the reference's?  The AUC of a logistic regression on what
+#                   anybody can count in a call; .5: it cannot
+#
+# Nothing is perfect on finite tasks, so all is compared with what the reference gets against itself, on the same tasks
+# with other random numbers.  And a metric that never falls says nothing: users broken on purpose are measured, too.
+
+BROKEN = envs.table("""
+    noise: half of what it hears it takes for something else
+    swapped persona: chatty for brief, blunt for polite, with another's phrase
+    tells all at once: everything it knows in its first turn; in a gym one thing more than it was asked
+    never refuses: believes every claim, takes every offer; in a gym any words are a good question
+    ends early: goodbye in its second turn; in a gym, at the first turn that earns nothing
+    """)
+OTHER_PERSONA = {"plain": "chatty", "chatty": "plain", "polite": "impatient", "impatient": "polite", "unsure": "plain"}
+
+
+class BrokenUser(envs.ScriptedUser):
+    """The scripted user of the gyms, broken in one of the ways of BROKEN ("": in none).  share: of what it mishears."""
+
+    def __init__(self, way: str, share: float = 0.5):
+        super().__init__(noise=share if way == "noise" else 0.0)
+        self.way = way
+
+    def answer(self, queries: list) -> list:
+        replies = []
+        for query in queries:
+            if self.way == "swapped persona":
+                query = dataclasses.replace(query, persona=OTHER_PERSONA.get(query.persona, "plain"))
+            [reply] = super().answer([query])
+            if query.kind == "understand":
+                more = sorted(set(query.topics) - set(reply))
+                adds = self.way == "tells all at once" if reply else self.way == "never refuses"
+                reply = reply + query.rng.sample(more, min(1, len(more))) if adds else reply
+            replies.append(reply)
+        return replies
+
+
+def broken_turn(env: CallEnv, rng: random.Random, slip: float, way: str, share: float = 0.5) -> str:
+    """The teacher's turn in a call, broken in one of the ways of BROKEN ("": in none): what it believes is changed."""
+    seen, task = copy.copy(env), env.task
+    if way == "noise" and rng.random() < share:
+        seen.move = rng.choice(task["moves"])
+    if way == "swapped persona":
+        p, phrases = task["persona"], PEOPLE["phrase"].split("|")
+        phrase = phrases[(phrases.index(p.phrase) + 1) % len(phrases) if p.phrase in phrases else 0]
+        swapped = dataclasses.replace(p, verbosity="brief" if p.verbosity == "chatty" else "chatty",
+                                      manner="blunt" if p.manner == "polite" else "polite", phrase=phrase)
+        seen.task = {**task, "persona": swapped}
+    if way == "never refuses":
+        heard = env.move.get("heard", {})
+        seen.task = {**task, "least": 0, "goal": (task["goal"][0], task["goal"][1], 0)}
+        seen.move, slip = {**env.move, "heard": {fact: task["memory"][fact] for fact in heard}}, 0.0
+    if way == "ends early" and env.log:
+        seen.move, seen.open, slip = dict(kind="close"), [], 0.0
+    text = teacher(seen, rng, slip)
+    if way == "tells all at once" and not env.log:
+        all_of_it = ", ".join(f"the {fact} is {value}" for fact, value in task["memory"].items())
+        text = text.replace("\nsay: ", f"\nsay: {envs.capital(all_of_it)}. ")
+    return text
+
+
+FEELINGS = (r"\b(hope|sorry|angry|annoy\w*|upset|sad|glad|happy|great|worr\w+|afraid|tired|hate|love|terrible|"
+            r"patien\w+|fair|family waits|long week|a lot of time|called before)\b")
+def features(env: CallEnv) -> dict[str, float]:
+    """What anybody can count in a call.
+
+    Two are signed by the persona (+1 chatty or polite, -1 brief or blunt): over all calls, a user that swaps the two
+    styles sounds as before.
+    """
+    persona, told = env.task["persona"], [row["turn"] for row in ledger(env) if row["known"]]
+    said = [t.reply.say.lower() for t in env.log]
+    turns, acts, n = [words_of(say) for say in said], [t.act for t in env.log], max(1, len(env.log))
+    pairs = [pair for words in turns for pair in zip(words, words[1:])]
+    length = sum(map(len, turns)) / n
+    polite = sum(bool(re.search(r"\b(please|thank|sorry)", say)) for say in said) / n
+    return {
+        "words a turn": length,
+        "words a turn, chatty - brief": length if persona.verbosity == "chatty" else -length,
+        "short turns (< 5 words)": sum(len(words) < 5 for words in turns) / n,
+        "polite turns": polite,
+        "polite turns, polite - blunt": polite if persona.manner == "polite" else -polite,
+        "turns with the own phrase": sum(persona.phrase in words for words in turns) / n,
+        "turns with feeling": sum(bool(re.search(FEELINGS, say)) for say in said) / n,
+        "questions": sum("?" in say for say in said) / n,
+        "push-back": sum(act in ("challenge", "reject", "counter") for act in acts) / n,
+        "facts a turn": len(told) / n,
+        "facts told in the first half": sum(turn < n / 2 for turn in told) / max(1, len(told)),
+        "word pairs said before": 1 - len(set(pairs)) / max(1, len(pairs)),
+        "turn of ending": float(len(acts)),
+        "ends by a goodbye": float(acts[-1:] == ["end"])}
+
+
+@dataclass
+class Candidate:
+    """A user that is measured: in the gyms' user's chair, and as a caller."""
+    gym_user: object                    # answers the gyms' queries
+    call: object                        # a grpo.Engine, or call(env, rng) -> a turn of a call
+    options: dict = field(default_factory=dict)                         # of the gyms
+
+
+def scripted(s: Settings, way: str = "", share: float = 0.5) -> Candidate:
+    """The reference, or a broken one."""
+    call = partial(broken_turn, slip=s.slip, way=way, share=share)
+    return Candidate(BrokenUser(way, share), call, {"patience": 1} if way == "ends early" else {})
+
+
+def trained(s: Settings) -> Candidate:
+    """A checkpoint; the settings are those that it was trained in."""
+    model, tokenizer = grpo.chosen_policy(s)
+    engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
+    grpo.must_fit(engine, first_call(s))
+    return Candidate(UserLM(model, tokenizer, s.mode, rows=s.rows, long=s.long), engine)
+
+
+def dealt(todo: list, work) -> list:
+    """work(todo), a result each, shared among the processes."""
+    out = [None] * len(todo)
+    for i, theirs in enumerate(grpo.gather(work(todo[grpo.rank()::grpo.world()]))):
+        out[i::grpo.world()] = theirs
+    return out
+
+
+def calls_of(s: Settings, user: Candidate, again: int) -> list[dict]:
+    """`features` of the held-out calls.  again: the number of a repetition, for other random numbers."""
+    sops, personas = tables(s)
+
+    def work(numbers):
+        todo = [CallEnv(make_task("call", i, "test", sops, personas), s.mode, long=s.long) for i in numbers]
+        if isinstance(user.call, grpo.Engine):
+            grpo.rollout(user.call, todo, seeds=[(s.seed, 6, again, i) for i in numbers],
+                         temperature=s.eval_temperature or 1.0, greedy=s.eval_temperature == 0,
+                         max_new_tokens=s.max_new_tokens)
+        for i, env in zip(numbers, todo if callable(user.call) else []):
+            rng = random.Random(f"{s.seed}/fidelity/{again}/{i}")
+            env.reset()
+            while not env.over:
+                drive(env.turn(user.call(env, rng)))
+        return [features(env) for env in todo]
+    return dealt(list(range(s.eval_calls)), work)
+
+
+# ---- agents of known quality
+
+def agents_of(s: Settings) -> dict:
+    """Name -> act(env) -> action, or the engine of a trained agent."""
+    agents = {f"expert, slip {slip}": partial(envs.expert, slip=slip) for slip in (0.0, 0.1, 0.3, 0.5)}
+    for path in filter(None, s.agents.split(",")):
+        model, tokenizer = grpo.chosen_policy(dataclasses.replace(s, model=path))
+        agents[path] = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
+    return {**agents, "shortcut: another talk": another_talk, "shortcut: a vague question": vague_question}
+
+
+@lru_cache
+def expert_moves(gym: str, index: int) -> list[str]:
+    """What an expert said in a training task."""
+    env = envs.make(gym, index)
+    envs.play(env, partial(envs.expert, slip=0.0))
+    return [text for role, text in env.history if role == "agent"]
+
+
+def another_talk(env) -> str:
+    """A shortcut: an expert's moves in another task, one after the other, whatever the user says."""
+    moves = expert_moves(env.name, zlib.crc32(env.task["id"].encode()) % 20)
+    return moves[env.turns % len(moves)]
+
+
+def vague_question(env) -> str:
+    """A shortcut: a question about nothing, again and again."""
+    return "[action] What else should I know about it?"
+
+
+def returns_of(s: Settings, agents: dict, user: Candidate, again: int) -> np.ndarray:
+    """(agents, tasks): the returns in the held-out tasks of the gyms."""
+    places = [(gym, i) for gym in s.gyms.split(",") for i in range(s.agent_tasks)]
+
+    def work(todo):
+        seats = []
+        for name, (gym, index) in todo:
+            env = envs.make(gym, index, "test", user=user.gym_user, **user.options)
+            env.task = {**env.task, "id": f"{env.task['id']}/{again}"}  # by which all else is drawn
+            seats.append((env, agents[name]))
+        out = play_together([(env, act) for env, act in seats if callable(act)], user.gym_user)
+        for engine in [agent for agent in agents.values() if not callable(agent)]:
+            mine = [env for env, agent in seats if agent is engine]
+            seeds = [(s.seed, 7, zlib.crc32(env.task["id"].encode())) for env in mine]
+            for env, talk in zip(mine, grpo.rollout(engine, mine, seeds=seeds, max_new_tokens=s.max_new_tokens)):
+                out[id(env)] = sum(talk.turn_rewards)
+        return [out[id(env)] for env, _ in seats]
+    returns = dealt([(name, place) for name in agents for place in places], work)
+    return np.reshape(returns, (len(agents), len(places)))
+
+
+def play_together(seats: list, user) -> dict[int, float]:
+    """id(env) -> return of the episodes of (env, act(env) -> action), side by side: the user answers in batches."""
+    returns = {id(env): 0.0 for env, _ in seats}
+    for env, _ in seats:
+        env.reset()
+    while going := [(env, act) for env, act in seats if not env.done]:
+        turns = {id(env): env.turn(act(env)) for env, act in going}
+        replies = dict.fromkeys(turns)
+        while replies:
+            queries = {}
+            for i, reply in replies.items():
+                try:
+                    queries[i] = turns[i].send(reply)
+                except StopIteration as stop:
+                    returns[i] += stop.value[1]
+            replies = dict(zip(queries, user.answer(list(queries.values()))))
+    return returns
+
+
+# ---- the numbers
+
+def kendall(a, b) -> float:
+    """Kendall's tau-b of two rankings: (pairs in the same order - in the opposite) / sqrt(pairs untied in a x in b)."""
+    i, j = np.triu_indices(len(a), 1)
+    one, other = (np.sign(np.asarray(x)[i] - np.asarray(x)[j]) for x in (a, b))
+    untied = math.sqrt(np.sum(one != 0) * np.sum(other != 0))
+    return float(np.sum(one * other) / untied) if untied else 0.0
+
+
+def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> np.ndarray:
+    """Weights (features, and last the intercept) of a logistic regression with a ridge penalty, by Newton's method."""
+    x = np.c_[x, np.ones(len(x))]
+    weights, penalty = np.zeros(x.shape[1]), np.r_[np.full(x.shape[1] - 1, ridge), 1e-6]
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        slope = x.T @ (p - y) + penalty * weights
+        weights -= np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(penalty), slope)
+    return weights
+
+
+def told_apart(one: np.ndarray, other: np.ndarray, folds: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the calls of two users, (tasks, features) each, by a classifier that saw neither's call of the task."""
+    n = len(one)
+    scores, fold = np.zeros((2, n)), np.arange(n) % folds
+    for k in range(folds):
+        train = np.r_[one[fold != k], other[fold != k]]
+        middle, spread = train.mean(0), train.std(0) + 1e-9
+        half = int(np.sum(fold != k))
+        weights = logistic((train - middle) / spread, np.repeat([0.0, 1.0], half))
+        for i, calls in enumerate((one, other)):
+            scores[i, fold == k] = (calls[fold == k] - middle) / spread @ weights[:-1] + weights[-1]
+    return scores[0], scores[1]
+
+
+def auc(low: np.ndarray, high: np.ndarray) -> float:
+    """The probability that one of `high` is above one of `low`, ties half."""
+    order = np.sort(low)
+    below = np.searchsorted(order, high, "left") + np.searchsorted(order, high, "right")
+    return float(below.mean() / (2 * len(order)))
+
+
+def bootstrap(statistic, n: int, draws: int = 300) -> np.ndarray:
+    """statistic(indices) of n tasks, then of so many draws of n among them: the same draws whenever n is the same."""
+    rng = np.random.default_rng(0)
+    return np.array([statistic(np.arange(n))] + [statistic(rng.integers(n, size=n)) for _ in range(draws)])
+
+
+def with_interval(values: np.ndarray) -> list[float]:
+    """[value, half width of its 95 % interval] of what `bootstrap` gives."""
+    return [float(values[0]), float(1.96 * values[1:].std())]
+
+
+def compared(returns: np.ndarray, theirs: np.ndarray, calls: list[dict], their_calls: list[dict]) -> dict:
+    """tau, gap and AUC as `bootstrap` gives them.
+
+    returns, theirs: (agents, tasks) with the reference and with a user; calls, their_calls: `features` of each call.
+    """
+    scores = told_apart(*(np.array([list(call.values()) for call in some]) for some in (calls, their_calls)))
+
+    def means(i):
+        return returns[:, i].mean(1), theirs[:, i].mean(1)
+    return {"tau": bootstrap(lambda i: kendall(*means(i)), returns.shape[1]),
+            "gap": bootstrap(lambda i: np.abs(np.subtract(*means(i))).mean(), returns.shape[1]),
+            "auc": bootstrap(lambda i: auc(scores[0][i], scores[1][i]), len(calls))}
+
+
+def reality(s: Settings, label: str, user: Candidate, agents: dict, broken: bool = True) -> dict:
+    """The report of `fidelity`: agents (mean returns), users (tau, gap, AUC), features (means, and their difference).
+
+    Every number is [value, half width of its 95 % interval].  "seen by": the numbers by which a user is worse than the
+    reference is against itself: the interval of the difference, over the same draws of tasks, leaves out 0.
+    """
+    itself = "the reference again"
+    users = {itself: scripted(s), label: user}
+    users |= {f"broken: {way}": scripted(s, way) for way in (BROKEN if broken else ())}
+
+    def play(one, again):
+        return returns_of(s, agents, one, again), calls_of(s, one, again)
+    known, real = play(users[itself], 0)
+    played = {name: play(one, 1) for name, one in users.items()}
+    drawn = {name: compared(known, returns, real, calls) for name, (returns, calls) in played.items()}
+    table = {}
+    for name, numbers in drawn.items():
+        table[name] = {key: with_interval(values) for key, values in numbers.items()}
+        worse = {key: with_interval(values - drawn[itself][key]) for key, values in numbers.items()}
+        worse["tau"][0] *= -1
+        table[name]["seen by"] = [key for key, (by, half) in worse.items() if by > half]
+    returns, calls = played[label]
+    means, differ = {}, {}
+    for i, name in enumerate(agents):
+        means[name] = {"reference": list(rewards.mean_ci(known[i])), label: list(rewards.mean_ci(returns[i]))}
+    for name in real[0]:
+        one, other = ([call[name] for call in some] for some in (real, calls))
+        differ[name] = {"reference": list(rewards.mean_ci(one)), label: list(rewards.mean_ci(other)),
+                        "gap": list(rewards.mean_ci(np.subtract(other, one)))}
+    spoken, replaced = grpo.summed([getattr(user.gym_user, name, 0) for name in ("spoken", "replaced")])
+    return {"agents": means, "users": table, "features": differ, "tested": label, "gyms": s.gyms,
+            "tasks": known.shape[1], "calls": len(real), "spoken": spoken, "replaced": replaced}
+
+
+def print_reality(report: dict) -> None:
+    """Its three tables."""
+    def cells(row, names, places):
+        return "".join(f"{row[name][0]:11.{places}f} ± {row[name][1]:.{places}f}" for name in names)
+    label = report["tested"]
+    print(f"\n{len(report['agents'])} agents, mean return in {report['tasks']} held-out tasks ({report['gyms']})")
+    print(f"{'':34}{'reference':>17}{label[-16:]:>17}")
+    for name, row in report["agents"].items():
+        print(f"  {name[-32:]:32}" + cells(row, ("reference", label), 3))
+    if report["spoken"]:
+        unfit = 100 * report["replaced"] / report["spoken"]
+        print(f"  (the model spoke {report['spoken']:.0f} times; {unfit:.1f} % were unfit and said by the rules)")
+    print(f"\nusers, against the reference{'':6}{'tau':>17}{'gap':>17}{'AUC':>17}   seen by")
+    for name, row in report["users"].items():
+        print(f"  {name[-32:]:32}" + cells(row, ("tau", "gap", "auc"), 3) + f"   {', '.join(row['seen by']) or '-'}")
+    print(f"\nfeatures of {report['calls']} calls{'':12}{'reference':>17}{label[-16:]:>17}{'gap':>17}")
+    for name, row in report["features"].items():
+        print(f"  {name:32}" + cells(row, ("reference", label, "gap"), 2))
+    print("(tau: of the agents' mean returns; gap: mean over agents of the absolute difference; AUC: .5 is not told "
+          "apart;\n ±: half a 95 % interval, over tasks or calls; seen by: worse than the reference against itself, "
+          "beyond the interval\n of the difference)")
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -1345,7 +1713,8 @@ class Settings(grpo.RunSettings):
     sft_lr: float = 6e-3
     reading: float = 0.31           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # a step, short ones; half of it in a prompt, an eighth beside demonstrations
-    notes: float = 0.0              # share of them that practise a gym's lines: 0.5 makes a user for the gyms
+    notes: float = 0.0              # share of them, and of RL's tasks, that practise a gym's lines: 0.5 for the gyms
+    lines: str = ""                 # a JSON list of such lines; empty: those that experts hear
     # GRPO
     steps: int = 12
     calls: float = 0.25             # share of whole calls; the rest are single turns, two of three with a claim
@@ -1359,17 +1728,24 @@ class Settings(grpo.RunSettings):
     eval_traps: int = 15            # per trap type, and as many twins
     eval_calls: int = 48            # whole calls
     eval_temperature: float = 0.7   # 0 is greedy
+    # fidelity
+    agents: str = ""                # trained agents that play beside the scripted ones: runs/a,runs/b
+    gyms: str = "intention,persuade"            # where they play
+    agent_tasks: int = 32           # tasks per gym
+    noise: float = 0.0              # with --model=teacher: how often the scripted user that is tested mishears
 
     CHOICES = {"mode": MODES, "mix": ("sum", "per_component"), **grpo.RunSettings.CHOICES}
-    LEAST = {**grpo.RunSettings.LEAST, "sft_demos": 1, "eval_traps": 1, "eval_calls": 1}
+    LEAST = {**grpo.RunSettings.LEAST, "sft_demos": 1, "eval_traps": 1, "eval_calls": 1, "agent_tasks": 1}
 
     def check(self) -> None:
         super().check()
         for key, allowed in {"baselines": MODES, "drop": COMPONENTS}.items():
             if unknown := set(getattr(self, key).split(",")) - {*allowed, ""}:
                 raise ValueError(f"--{key}: some of {', '.join(allowed)}, not {unknown.pop()!r}")
-        if self.slip > 1 or self.calls > 1 or self.notes > 1 or self.reading >= 1:
-            raise ValueError("--slip, --calls, --notes and --reading are shares")
+        if max(self.slip, self.calls, self.notes, self.noise) > 1 or self.reading >= 1:
+            raise ValueError("--slip, --calls, --notes, --noise and --reading are shares")
+        for gym in self.gyms.split(","):
+            envs.gym_class(gym)
         if not weights_of(self):
             raise ValueError("--drop leaves no reward")
         for key in ("judge", "eval_judge", "teacher"):
@@ -1378,6 +1754,8 @@ class Settings(grpo.RunSettings):
         if self.judge and self.judge == self.eval_judge:
             raise ValueError("--eval_judge must not be the judge used in training")
         tables(self)
+        if self.lines:
+            read_lines(self.lines)
 
 
 # What is demonstrated, each twice: two processes have the same to do and do not wait for each other.
@@ -1394,8 +1772,7 @@ def example(s: Settings, number: int, whole: bool = True) -> list[dict]:
     elif kind == "call" and not whole:
         kind = "other"
     if kind == "note":
-        line = rng.choice(gym_lines())
-        task = note_task(line, make_persona(rng), number)
+        task = note_task(rng.choice(lines_of(s)), make_persona(rng), number)
     else:
         task = make_task(kind, number, "train", sops, personas)
     return demonstration(CallEnv(task, s.mode, long=s.long), rng, s.slip, teacher_of(s.teacher))
@@ -1427,7 +1804,7 @@ def lesson(s: Settings, tokenizer, step: int) -> list:
     batch = []
     for i in range(drills if s.model == "tiny" else 0)[mine]:
         rng = random.Random(f"{s.seed}/note/{step}/{i}")
-        line = rng.choice(gym_lines()) if rng.random() < s.notes else ""
+        line = rng.choice(lines_of(s)) if rng.random() < s.notes else ""
         batch.append(drill(tokenizer, random.Random(f"{s.seed}/drill/{step}/{i}"), prompted, line))
     if step > last:
         whole = s.model != "tiny" or step - last > 0.5 * (s.sft_steps - last)
@@ -1579,7 +1956,11 @@ def collect(s: Settings, engine, step: int, times: dict):
     for i in range(s.tasks)[grpo.rank()::grpo.world()]:
         kind = "call" if i < round(s.calls * s.tasks) else ("trap", "twin", "other")[i % 3]
         number = 10**6 * (1 + s.seed) + (step - 1) * s.tasks + i        # after all that was demonstrated
-        task = make_task(kind, number, "train", sops, personas)
+        if i >= s.tasks - round(s.notes * s.tasks):
+            rng = random.Random(f"{s.seed}/line/{number}")
+            task = note_task(rng.choice(lines_of(s)), make_persona(rng), number)
+        else:
+            task = make_task(kind, number, "train", sops, personas)
         todo += [CallEnv(task, s.mode, weights, judge, s.long) for _ in range(s.group)]
         groups += [i] * s.group
         seeds += [(s.seed, 3, step, i, again) for again in range(s.group)]
@@ -1763,6 +2144,35 @@ def eval_(s: Settings) -> None:
     print_tables(run.evals)
 
 
+def practise(s: Settings, folder: str, part: str, lines: str) -> str:
+    """A round of self-play for the user (`userrl.py selfplay`): RL, three quarters of it on lines of the gyms.
+
+    s: what the run set; part: the folder of this round in the run's.  Returns the run folder of the new user.
+    """
+    resume = (Path("runs") / s.name / part / "config.json").exists()
+    own = as_trained(dataclasses.replace(s, model=folder))
+    run = grpo.Run(dataclasses.replace(own, notes=0.75, lines=lines, resume=resume), "selfplay", part)
+    grpo.first_policy(run, None, first_call(run.s))
+    grpo.run_phases(run, ("rl",), {"rl": partial(train_rl, run)}, lambda label: None)
+    return str(run.path)
+
+
+def fidelity_(s: Settings) -> None:
+    """Is the user real?  A trained user, or the scripted one with --noise, against the scripted one."""
+    if s.model == "tiny":
+        raise ValueError("fidelity needs --model=<run or checkpoint folder> (or --model=teacher)")
+    if s.eval_calls < 10:
+        raise ValueError(f"fidelity needs at least --eval_calls=10 to tell users apart, not {s.eval_calls}")
+    run = grpo.Run(as_trained(s), "fidelity")
+    label, user = f"noise {s.noise}", scripted(run.s, "noise", s.noise)
+    if s.model != "teacher":
+        label, user = s.model, trained(run.s)
+    agents = agents_of(run.s)
+    run.begin()
+    print_reality(run.evaluate("fidelity", lambda: reality(run.s, label, user, agents)))
+    print(f"written to {run.path}/eval.json")
+
+
 class Desk:
     """A person on the agent's chair, as the environment of the user; "?" shows what the user thinks."""
     user = None
@@ -1812,7 +2222,8 @@ def profile(s: Settings) -> None:
     print(f"deal {env.deal} of {env.task['best']}, goal {goal_reached(env):.2f}; told: {', '.join(told)}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "chat": chat, "profile": profile}
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "fidelity": fidelity_, "chat": chat,
+            "profile": profile}
 
 
 def main(argv: list[str]) -> int:

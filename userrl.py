@@ -7,6 +7,7 @@
     python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
     python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
     python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
+    python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
     python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
@@ -83,6 +84,8 @@ class Settings(grpo.RunSettings):
     hold_out: str = "tau"           # gyms that are evaluated, not trained (a tiny model cannot write tau's long calls)
     preset: str = ""                # "quick": a study in minutes a run; "paper": as published. What is typed counts
     minutes: float = 0.0            # about how long on two cores: the default sft_steps and steps x minutes / 10
+    # the tiny model
+    vocab_size: int = 4096          # enough that a word is one token, here and there: what is copied in one piece
     # cold start (SFT) on a careless demonstrator
     slip: float = 0.75              # how careless: probability of a poor move; RL has to find the others
     sft_steps: int = 900            # optimiser steps
@@ -136,6 +139,9 @@ class Settings(grpo.RunSettings):
     llm_context: int = 3072         # tokens of a request and its reply; of llm:FOLDER only
     llm_cache: str = "runs/.llm"    # folder of a server's replies, each asked for once; empty: none
     llm_prompts: str = ""           # the version of the prompts: set by itself, and the same when a run goes on
+    # self-play
+    rounds: int = 3                 # in each the agent learns (--steps), then the user; 0 steps: it stays as it is
+    user_steps: int = 12            # RL steps of the user a round
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
@@ -1618,6 +1624,125 @@ def eval_(s: Settings) -> None:
     print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
 
 
+# ---------------------------------------------------------------------------------------------- both chairs
+
+HELD_OUT_USER = dict(user_noise=0.2, persona="impatient", patience=6)  # nobody trains with it
+
+
+def selfplay(s: Settings) -> None:
+    """Agent (--model) and thinking user (--user=userlm:FOLDER) learn in turn, each from the other.
+
+    A round: the agent does --steps of GRPO against the latest user and, in half of the conversations, one of those
+    before it.  Then the latest agent and one of those before it converse with the latest user (on --tasks tasks a gym),
+    and what the gyms made it say is what it practises in --user_steps of RL.  Rules judge both: the agent by what the
+    gyms pay, the user's lines by rewards of its own (a line said whole, in character, and nothing beside it).  So the
+    agent shapes what its user has to say; how well the agent does is no reward of the user's, or its failing could pay.
+
+    Each round tests the agent with the scripted user and with HELD_OUT_USER, the user by its fidelity report.
+    """
+    if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
+        raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    began, run = time.time(), grpo.Run(s, "selfplay")
+    s = run.s
+    agents, users = [s.model], [s.user.partition(":")[2]]
+    grpo.must_fit(engine_of(s, s.model), first_envs(s))
+    pool = [make_user(s)]
+    run.begin()
+    try:
+        test_chairs(run, 0, agents, users)
+        for number in range(1, s.rounds + 1):
+            # half of the time the latest, else one of those before it
+            users_met = envs.MixedUser(pool[:-1] + pool[-1:] * max(1, len(pool) - 1))
+            agents.append(agent_round(run, number, agents, users_met))
+            users.append(user_round(run, number, agents, users, pool[-1]))
+            pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
+            test_chairs(run, number, agents, users)
+    except grpo.Stop:
+        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
+        raise
+    print_chairs(run)
+    print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def engine_of(s: Settings, model: str) -> grpo.Engine:
+    return grpo.Engine(*grpo.chosen_policy(replace(s, model=model)), rows=s.rows, max_len=s.context, graphs=s.graphs)
+
+
+def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedUser) -> str:
+    """The agent's turn to learn: a run of its own in the run folder, which is returned."""
+    place = f"agent-{number}"
+    if not run.s.steps:
+        return agents[-1]
+    print(f"-- round {number}: the agent learns", flush=True)
+    resume = (run.path / place / "config.json").exists()
+    # tasks that no round before it had
+    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
+    part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
+    grpo.first_policy(part, None, first_envs(part.s))
+    grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
+    return str(part.path)
+
+
+def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], user) -> str:
+    """The user's turn: it hears the agents, then practises.  Returns its run folder."""
+    import userlm_r1
+    s, file = run.s, f"lines-{number}.json"
+    if not s.user_steps:
+        return users[-1]
+    print(f"-- round {number}: the user learns", flush=True)
+    if not (run.path / file).exists():
+        before = random.Random(f"{s.seed}/pool/{number}").choice(agents[:-1])
+        user.lines.clear()
+        for agent in (agents[-1], before):
+            places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(s.tasks)]
+            roll(replace(s, group=2), engine_of(s, agent), user, places, {})
+        run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
+    grpo.gather("written")                                              # nobody reads before
+    own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+    return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
+
+
+def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str]) -> None:
+    """Test both after a round, once; into eval.json."""
+    import userlm_r1
+    s = run.s
+    engine = engine_of(s, agents[-1])
+    for label, harder in {"scripted": {}, "held out": HELD_OUT_USER}.items():
+        own = replace(s, user="scripted", **harder)
+
+        def take():
+            result = evaluate(own, engine, make_user(own), s.eval_tasks)
+            result.pop("talks", None)
+            return result
+        result = run.evaluate(f"agent {number}, {label}", take)
+        print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
+    own = userlm_r1.as_trained(userlm_r1.Settings(
+        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
+        eval_calls=max(10, min(s.eval_tasks, 48))))
+    userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
+        own, users[-1], userlm_r1.trained(own), userlm_r1.agents_of(own), broken=False)))
+
+
+def print_chairs(run: grpo.Run) -> None:
+    """The table: a row a round."""
+    titles = "agent: scripted", "held-out user", "user: unfit", "tau", "gap", "AUC"
+    print(f"\n{'round':8}" + "".join(f"{title:>17}" for title in titles))
+    for number in range(run.s.rounds + 1):
+        agent = [shown(run.evals[f"agent {number}, {label}"]["macro"]) for label in ("scripted", "held out")]
+        report = run.evals[f"user {number}"]
+        share = report["replaced"] / max(report["spoken"], 1)
+        half = 1.96 * math.sqrt(share * (1 - share) / max(report["spoken"], 1))
+        row = report["users"][report["tested"]]
+        numbers = [[share, half], row["tau"], row["gap"], row["auc"]]
+        print(f"{number:<8}" + "".join(f"{cell:>17}" for cell in agent + [f"{x:.3f} ± {h:.3f}" for x, h in numbers]))
+    print("(agent: macro-average return; unfit: share of its lines that the rules had to say; tau, gap, AUC: its "
+          "fidelity\n report, see userlm_r1.py; ± is half a 95 % interval over tasks, calls or lines)")
+
+
+# ---------------------------------------------------------------------------------------------- play
+
 class Person:
     """A person in the user's chair, as an environment for the trained agent: what they type is the feedback."""
     user = None
@@ -2252,7 +2377,10 @@ def curves_picture(panels: dict[str, dict[str, list]]):
             axis.set_title(title, loc="left")
             axis.set_xlabel("RL step")
             axis.grid(axis="y")
-            axis.legend()
+            if len(found) > 1:
+                axis.legend()
+            else:
+                axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         for axis in axes[len(found):]:
             axis.set_visible(False)
         note = "; band: lowest and highest seed" if several else ""
@@ -2361,7 +2489,7 @@ def bars_picture(columns: dict[str, dict]):
             axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
                      error_kw={"linewidth": 1, "ecolor": "#444444"})
         axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
-        axis.set_ylabel("return on held-out tasks, ± 95 % over tasks")
+        axis.set_ylabel("return on held-out tasks")
         axis.tick_params(axis="x", length=0)
         axis.grid(axis="y")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
@@ -2645,8 +2773,8 @@ def report(s: Settings) -> None:
         print(f"written to {write_report(Path(place))}")
 
 
-COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "ablate": ablate, "plot": plot, "report": report,
-            "play": play}
+COMMANDS = {"demo": demo, "sft": sft, "train": train, "eval": eval_, "selfplay": selfplay, "ablate": ablate,
+            "plot": plot, "report": report, "play": play}
 
 
 def main(argv: list[str]) -> int:
@@ -2698,7 +2826,8 @@ button, select, input { font: inherit; font-size: 13px; color: inherit; backgrou
 button, summary, label { cursor: pointer }
 input { width: 5.5em }
 table { border-collapse: collapse; font-size: 14px }
-td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; border-bottom: 1px solid var(--line) }
+td, th { padding: 5px 14px 5px 0; text-align: left; font-weight: 400; white-space: nowrap;
+         border-bottom: 1px solid var(--line) }
 th, legend { color: var(--dim); font-size: 13px }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 8px 0; max-width: 90ch }
 dd { margin: 0 }
@@ -2741,7 +2870,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #why { margin: 8px 0 18px 28px; max-width: 78ch; padding: 12px 16px; background: var(--mark); border-radius: 10px }
 #why li { margin: 7px 0 }
 #why td { padding: 0; border: 0; height: 30px }
-#why th { border: 0; white-space: nowrap; vertical-align: bottom }
+#why th { border: 0; vertical-align: bottom }
 #why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
 #why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
 @media (max-width: 760px) {
@@ -2771,8 +2900,8 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
     <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>
 <section id="curves"><h2>Learning curves</h2>
-  <p class="dim small">Thin: each run and step. Thick: the mean of a cell's runs, running over five steps. Point at a
-    curve to read it.</p>
+  <p class="dim small">Thin: each step of each run. Thick: the mean of five steps, and of runs that differ in their seed
+    alone. Point at a curve to read it.</p>
   <div id="charts"></div></section>
 <section id="conversations"><h2>Conversations</h2>
   <p class="dim small" id="count"></p>
@@ -3076,11 +3205,10 @@ function strip(talk) {
 // the address says which conversation, turn and scheme: "#run/step/group/rollout~turn~naive sum scale~0"
 const link = (i, turn = -1) => "#" + encodeURIComponent([D.talks[i].id, turn, trained(S), S.set].join("~"));
 function row(i) {
-  const talk = D.talks[i], a = el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
+  const talk = D.talks[i];
+  return el("a", {className: "row", href: link(i)}, el("span", {}, talk.gym + " ",
     el("span", {className: "dim"}, `${stage(talk)}, ${status(talk)}${one ? "" : ", " + talk.run}`)),
   el("span", {}, num(earned(talk))), strip(talk));
-  if (i === at.talk) a.setAttribute("aria-current", "true");
-  return a;
 }
 // rows are drawn when they are about to be seen
 function fill(upTo) {
@@ -3092,6 +3220,15 @@ function drawList() {
   list.replaceChildren(end);
   fill(Math.max(60, shown.indexOf(at.talk) + 30));
   list.scrollTop = top;
+  showRow();
+}
+function showRow() {
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const now = list.children[shown.indexOf(at.talk)], box = list.getBoundingClientRect();
+  if (!now || now === end) return;
+  now.setAttribute("aria-current", "true");
+  const {top, bottom} = now.getBoundingClientRect();
+  if (top < box.top || bottom > box.bottom) list.scrollTop += top - box.top - box.height / 3;
 }
 new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60), {root: list, rootMargin: "400px"})
   .observe(end);
@@ -3140,8 +3277,8 @@ function drawTalk() {
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
       parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
-        el("div", {className: "said"}, text), thought ? 
-        el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
+        el("div", {className: "said"}, text),
+        thought ? el("div", {className: "thought dim small"}, "hidden thought: " + thought) : null));
     } else
       parts.push(...agentTurn(talk, ++t, text, a, top));
   }
@@ -3182,10 +3319,7 @@ function follow() {
   drawSchemes();
   drawTalk();
   if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
-  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
-  const now = list.children[shown.indexOf(i)], box = list.getBoundingClientRect(), mine = now?.getBoundingClientRect();
-  now?.setAttribute("aria-current", "true");
-  if (now && (mine.top < box.top || mine.bottom > box.bottom)) list.scrollTop += mine.top - box.top - box.height / 3;
+  else showRow();
   if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
 }
 onhashchange = follow;

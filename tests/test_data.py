@@ -1,5 +1,4 @@
 """Tasks of the original projects with their published splits, a stream of tasks, and the averages of the papers."""
-import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +6,6 @@ import numpy as np
 import pytest
 
 import envs
-import rewards
 import userrl
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -155,7 +153,7 @@ def test_files_are_evaluated_and_their_order_is_kept(here, capsys):
     ("train --model=tiny --gyms=function", "no words for a tiny model"),
     ("train --model=x --gyms=function --eval_every=2", "function has no validation tasks")])
 def test_what_cannot_be_done_with_files_is_one_clear_line(here, capsys, monkeypatch, argv, says):
-    monkeypatch.setattr(userrl, "load_user", id)
+    monkeypatch.setattr(userrl, "check_user", lambda s, name: None)
     write(here / "files", "functions.json", rules(465))
     write(here / "files", "all_intentions_train.json", parties(3, "train"))
     assert userrl.main([*argv.split(), "--data=files", "--workers=1"]) == 2

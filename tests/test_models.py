@@ -152,6 +152,21 @@ def test_the_pieces_of_a_thinking_model_by_hand(tmp_path):
     assert tok.decode([traj.ids[at] for at in traj.heard]) == "No.<|im_end|>"
 
 
+R1 = """{% for m in messages %}{% if m.role == "assistant" %}<|A|>{{ m.content.split("</think>")[-1] }}<|eos|>{% else -%}
+<|U|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|A|><think>
+{% endif %}"""
+
+
+def test_a_thought_that_the_template_opens():
+    """The policy samples the rest of it; what the environment reads, and what a demonstration is written in, is whole."""
+    tok = tokenizer_of(R1, ["<|pad|>", "<|U|>", "<|A|>", "<|eos|>"])
+    grpo.fit_chat(tok)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nhm</think>A"},
+            {"role": "user", "content": "B"}, {"role": "assistant", "content": "C"}]
+    assert tok.decode(grpo.demo_trajectory(tok, talk).ids) == (
+        "<|U|>Hi<|A|><think>\nhm</think>A<|eos|><|U|>B<|A|><think>\n\n</think>\n\nC<|eos|>")
+
+
 def test_a_tool_is_shown_by_the_template_or_by_the_system_prompt():
     tools = [envs.tool_schema(("answer",))]
     for template, special in ((QWEN3, CHATML), (SMOL, CHATML), (LLAMA, SHAPES["llama"][3])):

@@ -80,7 +80,8 @@ def test_demo_end_to_end(here, capsys):
     assert [(x["phase"], x["step"]) for x in rows("a")] == (
         [("sft", i) for i in range(1, 7)] + [("rl", i) for i in (1, 2, 3, 4, 5)])
     sample = json.loads(Path("runs/a/samples.jsonl").read_text().splitlines()[0])
-    assert len(sample["rewards"]) == len(sample["credits"]) == len(sample["advantages"])
+    assert len(sample["rewards"]) == len(sample["credits"]) == len(sample["advantages"]) == len(sample["tokens"])
+    assert "expert" in Path("runs/a/report.html").read_text()
 
 
 def test_the_same_seed_writes_the_same_metrics(echo):
