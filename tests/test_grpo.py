@@ -756,7 +756,7 @@ def test_recomputed_layers_have_the_same_gradient(shaped, trajs):
     kept, _ = gradients(shaped[0], grpo.grpo_step, trajs=trajs, advantages=advantages(trajs))
     calls = []
     grpo.recompute_layers(shaped[0])
-    shaped[0].base_model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    shaped[0].base_model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     again, _ = gradients(shaped[0], grpo.grpo_step, trajs=trajs, advantages=advantages(trajs))
     assert len(calls) == 2 and all(map(torch.equal, kept, again))
     out = play(shaped, n=2)
