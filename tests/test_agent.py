@@ -182,7 +182,7 @@ BAD = [
     ("{", "line 2: not JSON"), ("[1]", "line 2: must be an object"), ({}, "line 2: field 'messages' is missing"),
     ({**SHARE, "conversations": [{"from": "bot", "value": "x"}]}, "line 2: from 'bot' is none of system, human"),
     ({**SHARE, "conversations": [{"from": "human"}]}, "line 2: field 'value' is missing"),
-    ({**SHARE, "conversations": SHARE["conversations"][1:]}, "line 2: nobody speaks before the agent"),
+    ({**SHARE, "system": "", "conversations": SHARE["conversations"][1:]}, "line 2: nobody speaks before the agent"),
     ({**SHARE, "system": "", "conversations": []}, "line 2: nobody speaks before the agent"),
     ({**SHARE, "tools": "{"}, "line 2: tools must be JSON"),
     ({**SHARE, "tools": "[3]"}, "line 2: field 'name' is missing"),
