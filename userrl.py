@@ -97,7 +97,7 @@ class Settings(grpo.RunSettings):
     data: str = ""                  # sft: file of conversations (ShareGPT, talks.jsonl); else folder of original tasks
     keep: str = ""                  # of talks.jsonl: "top:N" the best N of each task, "solved", "least:X" by return
     # GRPO
-    steps: int = 42                 # each: rollouts, then an update
+    steps: int = 64                 # each: rollouts, then an update
     lr: float = 5e-4                # for the tiny model; a real checkpoint wants 1e-6
     mixture: str = "equal"          # whose tasks: "equal", in turn, or "signal", more from gyms whose rollouts differ
     updates: int = 1                # optimiser steps per batch of rollouts

@@ -413,12 +413,12 @@ def test_bad_input_is_one_clear_line(here, capsys, argv, says):
 
 
 def test_minutes_are_steps(echo, capsys):
-    """A budget by the clock would break "same seed, same metrics": the defaults, 900 and 42, are scaled."""
+    """A budget by the clock would break "same seed, same metrics": the defaults, 900 and 64, are scaled."""
     def steps(*argv):
         _, s = grpo.parse(["demo", *argv], userrl.Settings, userrl.COMMANDS)
         return s.sft_steps, s.steps
-    assert steps() == steps("--minutes=0") == steps("--minutes=10") == (900, 42)
-    assert steps("--minutes=5") == (450, 21) and steps("--minutes=15") == (1350, 63)
+    assert steps() == steps("--minutes=0") == steps("--minutes=10") == (900, 64)
+    assert steps("--minutes=5") == (450, 32) and steps("--minutes=15") == (1350, 96)
     assert steps("--minutes=0.01") == (1, 1)
     # the default, too, may not be asked for beside it
     with pytest.raises(ValueError, match="--minutes sets .* or --steps"):
