@@ -177,6 +177,7 @@ def load_policy(name_or_path, device=None, dtype=None):
         tokenizer.init_kwargs.pop(key, None)
     if packed:
         del model.config.quantization_config  # it is unpacked, and will be saved so
+        model.hf_quantizer = None
     # Views of the mapped file lie at odd addresses, where a CPU's last bits come out differently.
     for p in model.parameters():
         p.data = p.data.clone()

@@ -1763,6 +1763,8 @@ class Person:
 
 def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
+    if served(s.model):
+        raise ValueError(f"--model={s.model} is for eval only")
     gym = chosen(s)[0]
     env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()

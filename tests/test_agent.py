@@ -182,7 +182,7 @@ BAD = [
     ("{", "line 2: not JSON"), ("[1]", "line 2: must be an object"), ({}, "line 2: field 'messages' is missing"),
     ({**SHARE, "conversations": [{"from": "bot", "value": "x"}]}, "line 2: from 'bot' is none of system, human"),
     ({**SHARE, "conversations": [{"from": "human"}]}, "line 2: field 'value' is missing"),
-    ({**SHARE, "conversations": SHARE["conversations"][1:]}, "line 2: nobody speaks before the agent"),
+    ({**SHARE, "system": "", "conversations": SHARE["conversations"][1:]}, "line 2: nobody speaks before the agent"),
     ({**SHARE, "system": "", "conversations": []}, "line 2: nobody speaks before the agent"),
     ({**SHARE, "tools": "{"}, "line 2: tools must be JSON"),
     ({**SHARE, "tools": "[3]"}, "line 2: field 'name' is missing"),
@@ -225,6 +225,6 @@ def test_rejection_sampled_sft_is_two_commands(here, capsys):
     assert out.splitlines()[1].startswith("2 conversations, ") and "demonstrator" not in out
     assert len(Path("runs/best/metrics.jsonl").read_text().splitlines()) == 3
     assert userrl.main(["train", f"--data={file}", *small]) == 2
-    assert "is a file to imitate: it is for sft and demo" in capsys.readouterr().err
+    assert "a file to imitate is for sft and demo" in capsys.readouterr().err
     assert userrl.main(["sft", f"--data={file}", "--sft_steps=1", *small, "--context=600"]) == 2
     assert grpo.chat_of(grpo.load_policy("runs/best", "cpu")[1]).after == "\n"

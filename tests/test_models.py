@@ -152,13 +152,14 @@ def test_the_pieces_of_a_thinking_model_by_hand(tmp_path):
     assert tok.decode([traj.ids[at] for at in traj.heard]) == "No.<|im_end|>"
 
 
-R1 = """{% for m in messages %}{% if m.role == "assistant" %}<|A|>{{ m.content.split("</think>")[-1] }}<|eos|>{% else -%}
+R1 = """{% for m in messages %}{% if m.role == "assistant" -%}
+<|A|>{{ m.content.split("</think>")[-1] }}<|eos|>{% else -%}
 <|U|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|A|><think>
 {% endif %}"""
 
 
 def test_a_thought_that_the_template_opens():
-    """The policy samples the rest of it; what the environment reads, and what a demonstration is written in, is whole."""
+    """The policy samples the rest of it; a demonstration closes it, and what the environment reads is whole."""
     tok = tokenizer_of(R1, ["<|pad|>", "<|U|>", "<|A|>", "<|eos|>"])
     grpo.fit_chat(tok)
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nhm</think>A"},
