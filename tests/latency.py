@@ -1,6 +1,6 @@
 """How long conversations take whose user is a slow server, against what its latency alone would take.
 
-    python tests/latency.py            64 conversations of 8 turns, a server of 1 s: by a script's moves, and in a rollout
+    python tests/latency.py            64 conversations of 8 turns, a server of 1 s: scripted moves, and a rollout
     python tests/latency.py 0.5        a server of half a second
 
 A turn asks once for a verdict and once for words, one after the other; all conversations ask side by side.
