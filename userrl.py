@@ -32,6 +32,7 @@ and learns and what a run is; this file which tasks are demonstrated, trained on
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import math
@@ -2759,6 +2760,9 @@ def write_report(folder: Path) -> Path:
         data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
         data["groups"] |= groups
         data["logged"] += logged
+    # a gym's docstring says what it pays for; of a reader's own gym there is none here
+    played = {talk["gym"] for talk in data["talks"]}
+    data["rules"] = {gym: inspect.getdoc(cls) for gym, cls in envs.GYMS.items() if gym in played}
     columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
     data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
@@ -2791,7 +2795,7 @@ def main(argv: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- the report's page
 
-# __DATA__ is what `report_data` collects.
+# __DATA__ is what `write_report` collects.
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -2806,7 +2810,7 @@ PAGE = r"""<!doctype html>
   color-scheme: light dark;
   --paper: light-dark(#faf9f7, #15171b); --card: light-dark(#fff, #1d2026); --line: light-dark(#e2dfd9, #343842);
   --ink: light-dark(#22252b, #e3e5e9); --dim: light-dark(#646974, #9aa1ad); --link: light-dark(#1f5fbf, #8ab4f8);
-  --more: light-dark(#2f76d2, #5b9cf5); --less: light-dark(#d9730d, #f08c3a); --mark: light-dark(#eef3fb, #262c38);
+  --more: light-dark(#2f76d2, #4a86e0); --less: light-dark(#d9730d, #d0701f); --mark: light-dark(#eef3fb, #262c38);
 }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; background: var(--paper); color: var(--ink);
@@ -2874,6 +2878,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #why li { margin: 7px 0 }
 #why td { padding: 0; border: 0; height: 30px }
 #why th { border: 0; vertical-align: bottom }
+#why th:first-child { position: sticky; left: 0; background: var(--mark) }
 #why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
 #why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
 @media (max-width: 760px) {
@@ -2882,12 +2887,11 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
   #list, #schemes { position: static; max-height: 40vh }
   .agent, #why { margin-left: 0 }
   .say { scroll-margin-top: 8px }
-  .wide { display: none }
 }
 </style>
 <header>
   <div><h1 id="title"></h1><div id="about" class="dim"></div></div>
-  <button id="theme" title="light or dark">◐ <span class="wide">theme</span></button>
+  <button id="theme" title="light or dark">◐ theme</button>
 </header>
 <p>An agent talks with simulated users, and some of its turns earn a <b>reward</b>. It is trained on <b>groups</b>:
   several conversations that begin alike, with the same user and the same task. An <b>advantage</b> says what training
@@ -2898,7 +2902,8 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 <details><summary>Words used here</summary><dl id="words"></dl></details>
 <details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
 <section id="results"><h2>Results on held-out tasks</h2>
-  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
+  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks. In the macro average
+    every gym counts the same, in the micro average every task.
     <select id="measure" aria-label="measure"></select>
     <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>
@@ -2952,11 +2957,13 @@ const WORDS = {
   group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
   credit: "w, how much of what was earned is said to be this turn's doing",
   score: "R, one number for a whole conversation",
+  r2g: "reward-to-go, a credit and also a score: the score is the credit of turn 1; discounted if γ is below 1",
   z: "how much better R is than the group's mean R, in units of its standard deviation (std) or mean size (mean)",
   advantage: "A, what training does with the words of a turn: more likely above 0, less likely below",
   "γ (gamma)": "the discount: a reward that comes n turns later counts γⁿ times",
   numbers: "γ and the unit of z: as this run was trained with, or as in the UserRL paper"};
-for (const word in WORDS) $("words").append(el("dt", {}, word), el("dd", {}, WORDS[word]));
+const define = (word, says) => $("words").append(el("dt", {}, word), el("dd", {}, says));
+for (const word in WORDS) define(word, WORDS[word]);
 const one = D.runs.length === 1, first = (D.runs.find(run => run.curves.rl.step) || D.runs[0]).settings;
 const trained = s => s.combine === "loo" ? "loo" : `${s.turn} ${s.trajectory} ${s.combine}`;
 document.title = $("title").textContent = D.title;
@@ -2980,12 +2987,18 @@ function drawTable() {
         rows.push({run: run.name, policy, ...run.evals[policy]});
   const names = unique(rows.flatMap(row => Object.keys(row.table)))
     .filter(name => rows.some(row => row.table[name]?.[measure] != null));
-  const cell = x => el("td", {}, num(x?.[measure]),
-    measure === "return" && x?.ci95 != null ? el("span", {className: "dim small"}, " ± " + num(x.ci95)) : null);
+  const small = text => el("span", {className: "dim small"}, text);
+  const cell = x => el("td", {}, measure === "n" ? x?.n ?? "–" : num(x?.[measure]),
+    measure === "return" && x?.ci95 != null ? small(" ± " + num(x.ci95)) : null);
   $("table").replaceChildren(
     el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
     ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
-      el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
+      el("td", {}, row.policy + (row.failed ? " (not measured)" : ""), small(tasks(row))),
+      ...names.map(name => cell(row.table[name])))));
+}
+function tasks({table}) {
+  const n = known(Object.values(table).map(x => x.n));
+  return `, ${unique([Math.min(...n), Math.max(...n)]).join(" to ")} tasks a gym`;
 }
 for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
 const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
@@ -3005,7 +3018,8 @@ function smooth(runs) {
   return {x, y: y.map((now, i) => now == null ? null : mean(known(y.slice(Math.max(0, i - 4), i + 1))))};
 }
 function chart(title, hint, lines) {
-  const colour = i => `hsl(${(215 + i * 137.5) % 360} 58% ${48 + i % 2 * 8}%)`;
+  const hsl = (i, light) => `hsl(${(215 + i * 137.5) % 360} 60% ${light + i % 2 * 6}%)`;
+  const colour = i => `light-dark(${hsl(i, 46)}, ${hsl(i, 64)})`;
   const drawn = Object.entries(lines).map(([name, runs]) => ({name, runs: runs.filter(run => known(run.y).length)}))
     .filter(line => line.runs.length).map((line, i) => ({...line, ...smooth(line.runs), colour: colour(i)}));
   if (!drawn.length) return;
@@ -3025,7 +3039,7 @@ function chart(title, hint, lines) {
   const draw = (run, style) => art.append(svg("polyline", {...style, fill: "none", points: run.x.map((x, i) =>
     run.y[i] == null ? "" : `${X(x).toFixed(1)},${Y(run.y[i]).toFixed(1)}`).join(" ")}));
   for (const line of drawn) {
-    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.3});
+    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.5});
     draw(line, {stroke: line.colour, "stroke-width": 2});
   }
   const hair = svg("line", {y1: 8, y2: low, stroke: "var(--dim)", visibility: "hidden"});
@@ -3074,7 +3088,7 @@ const PARTS = {
   turn: ["credit w of a turn", {naive: "its own reward", equalized: "the same for every turn",
     r2g: "its reward and all later ones", em: "its own reward, squeezed: ½ for nothing, 1 for 1"}],
   trajectory: ["score R of a conversation", {sum: "all rewards added", mean: "all rewards, averaged",
-    r2g: "all rewards added, discounted"}],
+    r2g: "all rewards added"}],
   combine: ["advantage A", {scale: "z, dealt out by credit (UserRL's code)",
     paper: "credit against the mean score (as printed)", shift: "z, moved by the turn's credit",
     loo: "what was still to come, against the other rollouts"}],
@@ -3088,13 +3102,17 @@ function drawSchemes() {
       checked: String(S[part]) === value, onchange: () => choose({[part]: part === "set" ? +value : value})}),
     part === "set" ? options[value] : value);
     return !Object.keys(options).length ? "" : el("fieldset", {disabled: idle}, el("legend", {}, title),
-      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small wide"},
-        idle ? "loo does not read it" : options[S[part]]));
+      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small"},
+        idle ? "loo does not read it" : says(part)));
   }));
 }
-const workings = talk => D.groups[talk.group]?.[S.set];
+for (const [title, options] of Object.values(PARTS).slice(0, 3))
+  for (const name in options) define(`${title.split(" ")[0]} ${name}`, options[name]);
+const workings = talk => D.groups[talk?.group]?.[S.set];
+const says = (part, now = workings(D.talks[at.talk]) || first) =>
+  PARTS[part][1][S[part]] + (S[part] === "r2g" && now.gamma < 1 ? ", discounted" : "");
 const advantages = (talk, s = S) => workings(talk)?.advantages[trained(s)][talk.place];
-const largest = (talk, s = S) => Math.max(1e-9, ...workings(talk).advantages[trained(s)].flat().map(Math.abs));
+const largest = talk => Math.max(1e-9, ...workings(talk).advantages[trained(S)].flat().map(Math.abs));
 const tint = (a, top) => !a ? "" : `background: color-mix(in srgb, var(--${a > 0 ? "more" : "less"}) ${
   Math.round(10 + 55 * Math.min(1, Math.abs(a) / top))}%, var(--card))`;
 $("more").style = tint(1, 2);
@@ -3119,16 +3137,17 @@ function explain(talk, t) {
     add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
       `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
     add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
-      "More than the others is above 0, less is below" + divided("the group's G₁"));
+      "More than the others is above 0, less is below"
+      + divided("the group's G₁, one unit for all turns, so that they compare"));
     return lines;
   }
   const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
   add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
     em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
-  `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
+  `The credit of this turn: ${says("turn")}.`);
   if (S.combine === "paper") {
     add(`mean R = (${c.R[key].map(num).join(", ")}) / ${count} = ${m}`,
-      `The scores of the group's ${count} rollouts: ${PARTS.trajectory[1][key]}.`);
+      `The scores of the group's ${count} rollouts: ${says("trajectory")}.`);
     add(`A${T} = (w${T} − mean R)${centred ? "" : " / unit"} = (${num(w)} − ${m})${over(c.paper_unit[key])} = ${A}`,
       "The credit of one turn, against the mean score of whole conversations" + divided("the scores"));
     return lines;
@@ -3136,7 +3155,7 @@ function explain(talk, t) {
   const plain = r.filter(Boolean).map(num).join(" + ") || "0";
   add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
     r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
-  `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
+  `The score of this conversation: ${says("trajectory")}.`);
   add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
     `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
     + divided("the group's scores"));
@@ -3166,9 +3185,10 @@ function inShort(talk, t) {
 }
 function drawWhy(talk, t) {
   const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
+  const top = Math.max(...Object.values(c.advantages).map(a => Math.abs(a[talk.place][t])));
   const cell = (change, rows) => {
     const s = {...S, ...change}, a = advantages(talk, s)[t];
-    return el("td", {rowSpan: rows}, el("button", {style: tint(a, largest(talk, s)), title: trained(s),
+    return el("td", {rowSpan: rows}, el("button", {style: tint(a, top), title: trained(s),
       ariaPressed: trained(s) === trained(S), onclick: () => choose(change)}, signed(a)));
   };
   const head = (name, formula) => el("th", {scope: "col"}, el("b", {}, name), el("div", {className: "maths"}, formula));
@@ -3186,14 +3206,18 @@ function drawWhy(talk, t) {
     return box;
   }
   const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
-  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme. "
-    + `By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. Click one for its arithmetic.`),
+  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme, "
+    + `on one scale of colour. By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. `
+    + "Click one for its arithmetic."),
   el("div", {className: "scroll"}, grid));
   return box;
 }
 
 // ---- the browser of conversations
 
+// groups that earned nothing come last
+const paying = new Set(D.talks.filter(talk => talk.rewards.some(Boolean)).map(talk => talk.group ?? talk.id));
+D.talks.sort((a, b) => paying.has(b.group ?? b.id) - paying.has(a.group ?? a.id));
 const list = $("list"), end = el("div", {style: "height:1px"}), byId = new Map(D.talks.map((talk, i) => [talk.id, i]));
 const mates = {}, chosen = {};
 D.talks.forEach((talk, i) => (mates[talk.group] ??= []).push(i));
@@ -3254,10 +3278,19 @@ function filter() {
   shown = D.talks.map((_, i) => i).filter(i => passes(D.talks[i]));
   $("count").textContent = `${shown.length} of ${all} conversations` + (lost > 0 ? ` (${lost} more were logged)` : "")
     + ". A square is a turn, shaded by its advantage; the number is the return. Keys: j and k change the conversation, "
-    + "← and → the turn.";
+    + "← and → the turn. Groups that earned nothing come last.";
   drawList();
+  if (at.talk >= 0 && !shown.includes(at.talk)) shut("The conversation that was open is not among these.");
+}
+function shut(why) {
+  Object.assign(at, {talk: -1, turn: -1});
+  history.replaceState(null, "", "#conversations");
+  showRow();
+  $("talk").replaceChildren(el("p", {className: "dim"}, why + " Choose one from the list."));
 }
 
+const folded = (title, text, look = "said") => el("details", {className: "small"}, el("summary", {}, title),
+  el("div", {className: look}, text));
 function drawTalk() {
   const talk = D.talks[at.talk], a = advantages(talk), top = a && largest(talk), parts = [];
   parts.push(el("h3", {}, `${talk.gym}, ${stage(talk)}: return ${num(earned(talk))}, ended: ${status(talk)} `,
@@ -3272,11 +3305,13 @@ function drawTalk() {
   } else
     parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
       : "The log lacks the rest of its group, so that there are no advantages to show."));
+  const {classic} = D.runs.find(run => run.name === talk.run).settings, rules = D.rules[talk.gym];
+  if (rules) parts.push(folded(`The rules of ${talk.gym}, and what they pay${classic ? " (here: classic)" : ""}`, rules,
+    "said maths"));
   let t = -1;
   for (const [role, text] of talk.said) {
     if (role === "system") {
-      parts.push(el("details", {className: "small"}, el("summary", {}, "What the agent was told first"),
-        el("div", {className: "said"}, text)));
+      parts.push(folded("What the agent was told first", text));
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
       parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
@@ -3303,14 +3338,18 @@ function agentTurn(talk, t, text, a, top) {
 }
 function choose(change) {
   Object.assign(S, change);
-  history.replaceState(null, "", link(at.talk, at.turn));
   drawSchemes();
   drawList();
+  if (at.talk < 0) return;
+  history.replaceState(null, "", link(at.talk, at.turn));
   drawTalk();
 }
 function follow() {
-  const parts = decodeURIComponent(location.hash.slice(1)).split("~"), [turn, scheme, set] = parts.splice(-3);
+  let hash = location.hash.slice(1);
+  try { hash = decodeURIComponent(hash); } catch { /* cut off; then it is no conversation's */ }
+  const parts = hash.split("~"), [turn, scheme, set] = parts.splice(-3);
   const i = byId.get(parts.join("~")), before = trained(S) + S.set;
+  if (i == null && hash && !$(hash)) shut(`No conversation here has the address ${hash}.`);
   if (i == null) return;
   const [credit, trajectory, combine] = scheme.split(" ");
   if (credit === "loo") S.combine = credit;
@@ -3323,8 +3362,10 @@ function follow() {
   drawTalk();
   if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
   else showRow();
-  if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+  if (moved && at.turn >= 0) goThere();
+  else if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
 }
+const goThere = () => (document.querySelector(".agent.on") || $("conversations")).scrollIntoView();
 onhashchange = follow;
 onkeydown = event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
@@ -3335,11 +3376,11 @@ onkeydown = event => {
   event.preventDefault();
   location.replace(link(at.talk, Math.max(0, Math.min(talk.rewards.length - 1, at.turn + turn))));
   follow();
-  document.querySelector(".agent.on")?.scrollIntoView();
+  goThere();
 };
 
 // begin where most is paid, or where the address says
-const paid = D.talks.map(talk => total((advantages(talk) || []).map(Math.abs)));
+const paid = D.talks.map(talk => talk.rewards.some(Boolean) ? total((advantages(talk) || []).map(Math.abs)) : -1);
 at.talk = paid.indexOf(Math.max(...paid));
 $("conversations").hidden = !D.talks.length;
 if (D.talks.length) {
@@ -3347,7 +3388,7 @@ if (D.talks.length) {
   drawSchemes();
   drawTalk();
   follow();
-  if (location.hash.includes("~")) $("conversations").scrollIntoView();
+  if (location.hash.includes("~") || at.talk < 0) goThere();
 }
 </script>
 </html>
