@@ -2648,10 +2648,7 @@ def rounded(data):
         return [rounded(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return None
-    if isinstance(data, float):
-        data = float(f"{data:.4g}")
-        return int(data) if data.is_integer() and abs(data) < 1e6 else data
-    return data
+    return float(f"{data:.4g}") if isinstance(data, float) else data
 
 
 def runs_in(folder: Path) -> list[tuple[Path, dict]]:
@@ -2683,11 +2680,6 @@ def curves(rows: list[dict]) -> dict[str, dict]:
     return table
 
 
-def said(messages: list[dict]) -> list[list[str]]:
-    """[["agent", text], …] from chat messages."""
-    return [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in messages]
-
-
 def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dict]]:
     """The conversations of a group, and its `rewards.workings` with the run's own numbers and with the paper's.
 
@@ -2697,7 +2689,8 @@ def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dic
     for place, row in enumerate(rows):
         talks.append({
             "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
-            "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
+            "status": row["status"], "rewards": row["rewards"],
+            "said": [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in row["messages"]],
             "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
         rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
     if len(rows) != rows[0].get("of"):
@@ -2750,7 +2743,7 @@ def write_report(folder: Path) -> Path:
     """
     runs = runs_in(folder)
     data = {"title": folder.resolve().name, "endings": ENDINGS, "measures": MEASURES,
-            "runs": [], "talks": [], "groups": {}, "logged": 0}
+            "runs": [], "talks": [], "groups": {}, "rules": {}, "logged": 0}
     for path, settings in runs:
         try:
             talks, groups, logged = conversations(path, settings, MOST_TALKS // len(runs))
@@ -2760,9 +2753,10 @@ def write_report(folder: Path) -> Path:
         data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
         data["groups"] |= groups
         data["logged"] += logged
-    # a gym's docstring says what it pays for; of a reader's own gym there is none here
-    played = {talk["gym"] for talk in data["talks"]}
-    data["rules"] = {gym: inspect.getdoc(cls) for gym, cls in envs.GYMS.items() if gym in played}
+    # a gym's docstring says what it pays for (there is none of a reader's own gym); only its example keeps its lines
+    played = [talk["gym"] for talk in data["talks"]]
+    for gym in [gym for gym in envs.GYMS if gym in played]:
+        data["rules"][gym] = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.getdoc(envs.GYMS[gym]) or "")
     columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
     data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
@@ -2821,7 +2815,6 @@ h2 { font-size: 18px; margin: 40px 0 6px }
 h3 { font-size: 14px; margin: 0 }
 p { margin: 6px 0; max-width: 84ch }
 a { color: var(--link); text-decoration: none }
-a:hover { text-decoration: underline }
 mark { color: inherit; padding: 1px 5px; border-radius: 4px }
 .dim { color: var(--dim) }
 .small { font-size: 13px }
@@ -2859,7 +2852,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #list { height: calc(100vh - 150px); overflow-y: auto; position: sticky; top: 135px }
 .row { display: flex; flex-wrap: wrap; justify-content: space-between; padding: 6px 12px; font-size: 13px;
        color: inherit; border-bottom: 1px solid var(--line) }
-.row:hover, .row[aria-current] { background: var(--mark); text-decoration: none }
+.row:hover, .row[aria-current] { background: var(--mark) }
 .row[aria-current] { box-shadow: inset 3px 0 var(--link) }
 .row .strip { width: 100% }
 .strip { display: inline-flex; gap: 2px; flex-wrap: wrap; padding-top: 5px; vertical-align: top }
@@ -2868,6 +2861,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 .say { margin: 10px 0; max-width: 78ch; scroll-margin-top: 140px }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 13px; border: 1px solid var(--line);
         border-radius: 4px 12px 12px 12px; background: var(--card) }
+.said.maths { font-size: 12px }
 .agent { margin-left: 28px }
 .agent .said { border-radius: 12px 4px 12px 12px; cursor: pointer }
 .agent.on .said { outline: 2px solid var(--link) }
@@ -2942,6 +2936,7 @@ function num(x) {
 const signed = x => (x > 0 ? "+" : "") + num(x);
 const sub = n => String(n).replace(/\d/g, d => "₀₁₂₃₄₅₆₇₈₉"[d]);
 const power = n => String(n).replace(/\d/g, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+const small = text => el("span", {className: "dim small"}, text);
 const total = list => list.reduce((a, b) => a + b, 0);
 const mean = list => list.length ? total(list) / list.length : null;
 const unique = list => [...new Set(list)];
@@ -2954,7 +2949,7 @@ const WORDS = {
   token: "a word or a piece of one, which is what training counts",
   reward: "r, what a turn earned by the rules of its gym (the game that is played)",
   return: "the sum of a conversation's rewards",
-  group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
+  rollout: "one conversation of a group",
   credit: "w, how much of what was earned is said to be this turn's doing",
   score: "R, one number for a whole conversation",
   r2g: "reward-to-go, a credit and also a score: the score is the credit of turn 1; discounted if γ is below 1",
@@ -2987,7 +2982,6 @@ function drawTable() {
         rows.push({run: run.name, policy, ...run.evals[policy]});
   const names = unique(rows.flatMap(row => Object.keys(row.table)))
     .filter(name => rows.some(row => row.table[name]?.[measure] != null));
-  const small = text => el("span", {className: "dim small"}, text);
   const cell = x => el("td", {}, measure === "n" ? x?.n ?? "–" : num(x?.[measure]),
     measure === "return" && x?.ci95 != null ? small(" ± " + num(x.ci95)) : null);
   $("table").replaceChildren(
@@ -2998,7 +2992,7 @@ function drawTable() {
 }
 function tasks({table}) {
   const n = known(Object.values(table).map(x => x.n));
-  return `, ${unique([Math.min(...n), Math.max(...n)]).join(" to ")} tasks a gym`;
+  return n.length ? `, ${unique([Math.min(...n), Math.max(...n)]).join(" to ")} tasks a gym` : "";
 }
 for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
 const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
@@ -3138,7 +3132,7 @@ function explain(talk, t) {
       `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
     add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
       "More than the others is above 0, less is below"
-      + divided("the group's G₁, one unit for all turns, so that they compare"));
+      + divided("the group's G₁, one unit for all turns, to keep them comparable"));
     return lines;
   }
   const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
@@ -3177,11 +3171,11 @@ function explain(talk, t) {
 }
 function inShort(talk, t) {
   const now = talk.rewards[t], later = total(talk.rewards.slice(t + 1)), n = num(now), l = num(later);
-  const did = `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: `;
-  if (now && later) return did + "naive credits it with the first, r2g and loo with both.";
-  if (now) return did + "naive, r2g and loo credit it with the same.";
-  if (later) return did + "naive gives it no credit, r2g and loo count what came.";
-  return did + "naive, r2g and loo give it no credit; equalized and em do.";
+  return `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: ` + (
+    now && later ? "naive credits it with the first, r2g and loo with both."
+    : now ? "naive, r2g and loo credit it with the same."
+    : later ? "naive gives it no credit, r2g and loo count what came."
+    : "naive, r2g and loo give it no credit; equalized and em do.");
 }
 function drawWhy(talk, t) {
   const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
@@ -3262,15 +3256,14 @@ new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60),
 
 const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
 for (const key in FILTERS) {
-  const values = unique(D.talks.map(FILTERS[key]));
+  const values = unique(D.talks.map(FILTERS[key])).sort((a, b) => a.localeCompare(b, "en", {numeric: true}));
   chosen[key] = el("select", {ariaLabel: key, onchange: filter, hidden: values.length < 2},
     el("option", {value: ""}, "any " + key), ...values.map(value => el("option", {value}, value)));
 }
 for (const key of ["least", "most"])
   chosen[key] = el("input", {type: "number", step: "0.1", ariaLabel: key + " return", oninput: filter});
 const {least, most, ...picks} = chosen;
-$("filters").append(...Object.values(picks), el("span", {className: "dim small"}, "return from"), least,
-  el("span", {className: "dim small"}, "to"), most);
+$("filters").append(...Object.values(picks), small("return from"), least, small("to"), most);
 function filter() {
   const all = D.talks.length, lost = D.logged - D.talks.filter(talk => talk.step != null).length;
   const passes = talk => Object.keys(picks).every(key => !picks[key].value || picks[key].value === FILTERS[key](talk))
@@ -3362,8 +3355,7 @@ function follow() {
   drawTalk();
   if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
   else showRow();
-  if (moved && at.turn >= 0) goThere();
-  else if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+  if (moved && (at.turn >= 0 || $("talk").getBoundingClientRect().top < 0)) goThere();
 }
 const goThere = () => (document.querySelector(".agent.on") || $("conversations")).scrollIntoView();
 onhashchange = follow;
