@@ -3487,7 +3487,6 @@ def _tau_check(name: str, value) -> None:
 
 
 @lru_cache(maxsize=4)
-@lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
     """tau-bench's own database, in the folder or below it; nothing ever writes to it (see TauShop)."""
     tables = {}
