@@ -636,7 +636,8 @@ def _told(error: urllib.error.HTTPError) -> str:
     """How the page begins that came with an error."""
     try:
         with error:
-            return error.read(300).decode(errors="replace")
+            # more than is shown, so that no half of a key is
+            return error.read(4096).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return ""
 
