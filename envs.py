@@ -1159,6 +1159,7 @@ class Env:
             return "This conversation is over.", 0.0, True, False, self._info()
         self.turns += 1
         self.hidden["thought"], self.fed_up = "", False
+        self.hidden.pop("user's thought", None)
         action = self.message = well_formed(action)
         act = self.read(action)
         if act.kind == "error":                                         # costs a turn; as released it ended the episode

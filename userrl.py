@@ -1355,11 +1355,13 @@ def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> N
 def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
     """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
+    hidden = [info["hidden"] for info in talk.infos]
     return {
         "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
         "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
         "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+        "thoughts": [secret.get("user's thought") or secret.get("thought", "") for secret in hidden],
+        "hidden": hidden[-1]}
 
 
 def show_sample(talk, advantages: list[float]) -> None:
