@@ -397,7 +397,7 @@ class LocalModel:
 
     def __init__(self, s: Settings, folder: str):
         model, tokenizer = grpo.load_policy(folder, device=s.device or None)
-        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
+        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context, graphs=s.graphs)
         self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
 
     def texts(self, talks: list[list[dict]]) -> list:
@@ -1702,7 +1702,8 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
         run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
     grpo.gather("written")                                              # nobody reads before
     own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
-                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every,
+                             graphs=s.graphs)
     return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
 
 
@@ -1721,7 +1722,7 @@ def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str])
         result = run.evaluate(f"agent {number}, {label}", take)
         print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
     own = userlm_r1.as_trained(userlm_r1.Settings(
-        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        model=users[-1], seed=s.seed, device=s.device, graphs=s.graphs, gyms=",".join(dict.fromkeys(trained(s))),
         agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
         eval_calls=max(10, min(s.eval_tasks, 48))))
     userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
@@ -1899,7 +1900,8 @@ def examine(s: Settings) -> None:
     for name, test in tests.items():
         run.s, policy = test, s.model
         if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            tokenizer.thinking = test.thinking
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context, graphs=test.graphs)
             grpo.must_fit(policy, first_envs(test))
         measure(run, policy, make_user(test), name)
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
