@@ -1020,7 +1020,7 @@ def kept(talks: list[dict], keep: str) -> list[dict]:
 
 
 def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
-    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    """The conversations of --data as trajectories; ValueError if --context leaves none."""
     trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
     fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
     if not fit:
@@ -1482,6 +1482,8 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
     written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+    if s.data and not s.files and not written:
+        raise ValueError(f"--keep={s.keep} leaves none of the conversations of --data={s.data}")
 
     def texts():
         shown = range(0 if written else 60 * len(trained(s)))
