@@ -898,7 +898,7 @@ def file_lines(path):
         text = envs.well_formed(Path(path).read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
-    rows = []
+    rows, where = [], path
     try:
         if text.lstrip().startswith("["):
             rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
