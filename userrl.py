@@ -221,7 +221,7 @@ class Settings(grpo.RunSettings):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
         for gym in envs.GYMS:
-            if gym in COLUMNS or (gym == "echo" and self.echo):
+            if gym in (*COLUMNS, "open_thoughts") or (gym == "echo" and self.echo):
                 raise ValueError(f"a gym may not be called {gym!r}, like another number of metrics.jsonl")
         for gym in trained(self) if self.eval_every else []:
             try:
@@ -230,7 +230,8 @@ class Settings(grpo.RunSettings):
                 raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
 
 
-# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too.
+# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too,
+# and "open_thoughts", a share of the turns, where there are any.
 COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl kl_ref entropy clip_frac ratio_mean "
            "ratio_max tokens").split()
 
@@ -2766,7 +2767,7 @@ def write_report(folder: Path) -> Path:
         data["groups"] |= groups
         data["logged"] += logged
     columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
-    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "open_thoughts", "echo")]
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
     text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     part = folder / "report.html.part"
@@ -2797,7 +2798,7 @@ def main(argv: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- the report's page
 
-# __DATA__ is what `report_data` collects.
+# __DATA__ is what `write_report` collects.
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
