@@ -641,10 +641,10 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
     try:
         for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
                            split):
-            if note and not grpo.rank():
-                note(line)
             thoughts = open_thoughts(line["messages"])
             line |= {"open": thoughts} if thoughts else {}
+            if note and not grpo.rank():
+                note(line)
             if not note and (line["index"] or line["sample"]):
                 del line["messages"]                                    # nobody will read it
             mine.append(line)
@@ -680,7 +680,8 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str):
     """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
 
     {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
-    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.  `evaluate` adds "open",
+    how many thoughts were never closed, if any.
     """
     todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
             for gym, index, again in tasks]
