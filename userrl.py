@@ -1576,7 +1576,7 @@ def train(s: Settings) -> None:
 
 # What may differ between the columns of one table.
 OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
-                 "workers", "timeout", "save_talks")
+                 "dtype", "graphs", "workers", "timeout", "save_talks")
 
 
 def eval_(s: Settings) -> None:
@@ -1588,8 +1588,8 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
-    if s.tests:
-        return examine(s)
+    if s.tests and served(s.model):
+        raise ValueError(f"--tests: {s.model} is evaluated without, a run for each")
     if s.data and not s.files:
         raise ValueError(f"--data={s.data} is no folder of task files")
     for gym in chosen(s) if s.files else []:
@@ -1597,14 +1597,17 @@ def eval_(s: Settings) -> None:
             raise ValueError(f"--data: {why}")
         if s.model in SCRIPTED and gym != "function":
             raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
+    s = replace(s, resume=bool(s.name) and (Path("runs") / s.name / "config.json").exists())
+    if s.tests:
+        return examine(s)
     policy = s.model
     if served(s.model):
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
-    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
-    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    run = grpo.Run(s, "eval", differs=OF_THE_POLICY)
     s, user = run.s, make_user(run.s)
     label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
-    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+    before = run.evals.get(label, {"gyms": {}})
+    if "failed" in before or any("agent_error" in row for row in before["gyms"].values()):
         del run.evals[label]                                            # the episodes that failed are played again
     if isinstance(policy, envs.Server) and label not in run.evals:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
@@ -1896,8 +1899,9 @@ def word(s: Settings, key: str, value: str) -> str:
 
 def examine(s: Settings) -> None:
     """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
-    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     run = grpo.Run(s, "eval")
+    s = run.s
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
     run.begin()
