@@ -1839,7 +1839,8 @@ STUDIES = {
 }
 # Settings that the cold start depends on; cells that differ in others alone share one.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
-    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+    reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong noise env persona
+    patience""".split())
 OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 
@@ -1948,7 +1949,10 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
     """The job of a cell, of a cold start, or of tests."""
     own, study = {"name": name, "workers": 1}, name.partition("/")[0]
     run = variant(s, command, name, {**values, **own})
-    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    if command != "sft" and not run.files:                              # a file to imitate is of the cold start alone
+        run = replace(run, data="", keep="")
+    expert = () if run.files else ("expert",)
+    labels = {"sft": ("SFT", *expert), "train": ("RL", *expert), "eval": tuple(grid_cells(s, "tests", run.tests))}
     users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
     needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
     own |= {"tests": run.tests} if run.tests else {}
@@ -1962,8 +1966,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     starts: dict[tuple, str] = {}
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
-        model, needs = s.model, []
-        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+        model, needs = values.get("model", s.model), []
+        if model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
             differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
             words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
             cold = f"{name}/{folder_name(words)}"
@@ -1975,7 +1979,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
         run = f"{name}/{cell}-s{seed}"
         starts[cell, seed] = f"runs/{run}"
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
-    starts["expert", s.seed] = "expert"
+    if not s.files:
+        starts["expert", s.seed] = "expert"
     for test, values in grid_cells(s, "tests", tests).items():
         variant(s, "eval", test, values)
     for (policy, seed), model in starts.items() if tests else []:
@@ -1985,7 +1990,7 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
             jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
-        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1, "device": s.device}
         argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
         script = [str(Path(__file__).with_name("userlm_r1.py"))]
         jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
@@ -2271,7 +2276,7 @@ def ablate(s: Settings) -> None:
     if "/" in name or (folder / "config.json").exists():
         raise ValueError(f"{folder} is a run, not a study: choose another --name")
     grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
-    if "{user}" in grids["grid"]:
+    if any("{user}" in text for text in grids.values()):
         if s.user == "scripted":
             print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
             grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
@@ -2279,7 +2284,7 @@ def ablate(s: Settings) -> None:
         for user in filter(served, users(s)):                           # a server that is not there is said at once
             one_user(s, user)
         grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
-        s = replace(s, user="scripted")
+        s = replace(s, user="scripted", llm_prompts="")
     grids = {key: text.replace("{name}", name) for key, text in grids.items()}
     cells = grid_cells(s, "grid", grids["grid"])
     jobs = study_jobs(s, name, cells, grids["tests"])
