@@ -1275,9 +1275,7 @@ def trend(rows: list[dict]) -> tuple[float, float]:
 
 def logged_steps(run: grpo.Run) -> list[dict]:
     """The RL steps of metrics.jsonl, where a resumed run goes on."""
-    file = run.path / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []      # what is missing, the run has said
-    return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
+    return [row for row in read_log(run.path / "metrics.jsonl") if row.get("phase") == "rl"]
 
 
 def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
