@@ -1587,7 +1587,7 @@ def eval_(s: Settings) -> None:
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
     if s.tests and served(s.model):
-        raise ValueError(f"--tests: {s.model} is evaluated without, a run for each")
+        raise ValueError(f"--tests is not for a served model: evaluate {s.model} once for each")
     if s.data and not s.files:
         raise ValueError(f"--data={s.data} is no folder of task files")
     for gym in chosen(s) if s.files else []:
