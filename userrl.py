@@ -145,7 +145,7 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
-    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    split: str = "test"             # eval, play: whose tasks; "train" to collect conversations for sft --data
     save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
     timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
@@ -1649,6 +1649,8 @@ def selfplay(s: Settings) -> None:
     """
     if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
         raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
     began, run = time.time(), grpo.Run(s, "selfplay")
     s = run.s
     agents, users = [s.model], [s.user.partition(":")[2]]
@@ -1774,7 +1776,7 @@ def play(s: Settings) -> None:
     if served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
     gym = chosen(s)[0]
-    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
+    env = make_env(s, gym, s.index, s.split, seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
