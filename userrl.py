@@ -1577,6 +1577,17 @@ OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_te
                  "dtype", "graphs", "workers", "timeout", "save_talks")
 
 
+def column_name(s: Settings) -> str:
+    """What the column of an evaluation is called: the policy, and how it was asked where that is not as usual."""
+    words = [s.model]
+    words += ["tool"] if s.form == "tool" else []
+    words += ["thinking"] if s.thinking else []
+    words += [f"slip {s.slip:g}"] if s.model == "demonstrator" and s.slip != Settings.slip else []
+    if s.model not in SCRIPTED and s.eval_temperature != Settings.eval_temperature:
+        words.append(f"T {s.eval_temperature:g}")
+    return ", ".join(words)
+
+
 def eval_(s: Settings) -> None:
     """Evaluate a checkpoint, a served model, or the scripted expert or demonstrator, on held-out tasks.
 
@@ -1603,7 +1614,7 @@ def eval_(s: Settings) -> None:
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
     run = grpo.Run(s, "eval", differs=OF_THE_POLICY)
     s, user = run.s, make_user(run.s)
-    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
+    label = column_name(s)
     before = run.evals.get(label, {"gyms": {}})
     if "failed" in before or any("agent_error" in row for row in before["gyms"].values()):
         del run.evals[label]                                            # the episodes that failed are played again
