@@ -146,7 +146,7 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
-    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    split: str = "test"             # eval, play: whose tasks; "train" to collect conversations for sft --data
     save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
     timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
@@ -222,7 +222,7 @@ class Settings(grpo.RunSettings):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
         for gym in envs.GYMS:
-            if gym in COLUMNS or (gym == "echo" and self.echo):
+            if gym in (*COLUMNS, "open_thoughts") or (gym == "echo" and self.echo):
                 raise ValueError(f"a gym may not be called {gym!r}, like another number of metrics.jsonl")
         for gym in trained(self) if self.eval_every else []:
             try:
@@ -231,7 +231,8 @@ class Settings(grpo.RunSettings):
                 raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
 
 
-# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too.
+# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too,
+# and "open_thoughts", a share of the turns, where there are any.
 COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl kl_ref entropy clip_frac ratio_mean "
            "ratio_max tokens").split()
 
@@ -398,7 +399,7 @@ class LocalModel:
 
     def __init__(self, s: Settings, folder: str):
         model, tokenizer = grpo.load_policy(folder, device=s.device or None)
-        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
+        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context, graphs=s.graphs)
         self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
 
     def texts(self, talks: list[list[dict]]) -> list:
@@ -641,10 +642,10 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
     try:
         for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
                            split):
-            if note and not grpo.rank():
-                note(line)
             thoughts = open_thoughts(line["messages"])
             line |= {"open": thoughts} if thoughts else {}
+            if note and not grpo.rank():
+                note(line)
             if not note and (line["index"] or line["sample"]):
                 del line["messages"]                                    # nobody will read it
             mine.append(line)
@@ -680,7 +681,8 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str):
     """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
 
     {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
-    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.  `evaluate` adds "open",
+    how many thoughts were never closed, if any.
     """
     todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
             for gym, index, again in tasks]
@@ -899,7 +901,7 @@ def file_lines(path):
         text = envs.well_formed(Path(path).read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
-    rows = []
+    rows, where = [], path
     try:
         if text.lstrip().startswith("["):
             rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
@@ -1021,7 +1023,7 @@ def kept(talks: list[dict], keep: str) -> list[dict]:
 
 
 def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
-    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    """The conversations of --data as trajectories; ValueError if --context leaves none."""
     trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
     fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
     if not fit:
@@ -1274,9 +1276,7 @@ def trend(rows: list[dict]) -> tuple[float, float]:
 
 def logged_steps(run: grpo.Run) -> list[dict]:
     """The RL steps of metrics.jsonl, where a resumed run goes on."""
-    file = run.path / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []      # what is missing, the run has said
-    return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
+    return [row for row in read_log(run.path / "metrics.jsonl") if row.get("phase") == "rl"]
 
 
 def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
@@ -1356,11 +1356,13 @@ def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> N
 def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
     """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
+    hidden = [info["hidden"] for info in talk.infos]
     return {
         "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
         "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
         "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+        "thoughts": [secret.get("user's thought") or secret.get("thought", "") for secret in hidden],
+        "hidden": hidden[-1]}
 
 
 def show_sample(talk, advantages: list[float]) -> None:
@@ -1481,6 +1483,8 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
     written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+    if s.data and not s.files and not written:
+        raise ValueError(f"--keep={s.keep} leaves none of the conversations of --data={s.data}")
 
     def texts():
         shown = range(0 if written else 60 * len(trained(s)))
@@ -1571,7 +1575,18 @@ def train(s: Settings) -> None:
 
 # What may differ between the columns of one table.
 OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
-                 "workers", "timeout", "save_talks")
+                 "dtype", "graphs", "workers", "timeout", "save_talks")
+
+
+def column_name(s: Settings) -> str:
+    """What the column of an evaluation is called: the policy, and how it was asked where that is not as usual."""
+    words = [s.model]
+    words += ["tool"] if s.form == "tool" else []
+    words += ["thinking"] if s.thinking else []
+    words += [f"slip {s.slip:g}"] if s.model == "demonstrator" and s.slip != Settings.slip else []
+    if s.model not in SCRIPTED and s.eval_temperature != Settings.eval_temperature:
+        words.append(f"T {s.eval_temperature:g}")
+    return ", ".join(words)
 
 
 def eval_(s: Settings) -> None:
@@ -1583,8 +1598,8 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
-    if s.tests:
-        return examine(s)
+    if s.tests and served(s.model):
+        raise ValueError(f"--tests is not for a served model: evaluate {s.model} once for each")
     if s.data and not s.files:
         raise ValueError(f"--data={s.data} is no folder of task files")
     for gym in chosen(s) if s.files else []:
@@ -1592,14 +1607,17 @@ def eval_(s: Settings) -> None:
             raise ValueError(f"--data: {why}")
         if s.model in SCRIPTED and gym != "function":
             raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
+    s = replace(s, resume=bool(s.name) and (Path("runs") / s.name / "config.json").exists())
+    if s.tests:
+        return examine(s)
     policy = s.model
     if served(s.model):
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
-    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
-    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    run = grpo.Run(s, "eval", differs=OF_THE_POLICY)
     s, user = run.s, make_user(run.s)
-    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
-    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+    label = column_name(s)
+    before = run.evals.get(label, {"gyms": {}})
+    if "failed" in before or any("agent_error" in row for row in before["gyms"].values()):
         del run.evals[label]                                            # the episodes that failed are played again
     if isinstance(policy, envs.Server) and label not in run.evals:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
@@ -1643,6 +1661,8 @@ def selfplay(s: Settings) -> None:
     """
     if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
         raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
     began, run = time.time(), grpo.Run(s, "selfplay")
     s = run.s
     agents, users = [s.model], [s.user.partition(":")[2]]
@@ -1701,7 +1721,8 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
         run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
     grpo.gather("written")                                              # nobody reads before
     own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
-                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every,
+                             graphs=s.graphs)
     return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
 
 
@@ -1720,7 +1741,7 @@ def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str])
         result = run.evaluate(f"agent {number}, {label}", take)
         print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
     own = userlm_r1.as_trained(userlm_r1.Settings(
-        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        model=users[-1], seed=s.seed, device=s.device, graphs=s.graphs, gyms=",".join(dict.fromkeys(trained(s))),
         agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
         eval_calls=max(10, min(s.eval_tasks, 48))))
     userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
@@ -1767,7 +1788,7 @@ def play(s: Settings) -> None:
     if served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
     gym = chosen(s)[0]
-    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
+    env = make_env(s, gym, s.index, s.split, seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
@@ -1830,7 +1851,8 @@ STUDIES = {
 }
 # Settings that the cold start depends on; cells that differ in others alone share one.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
-    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+    reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong noise env persona
+    patience""".split())
 OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 
@@ -1890,15 +1912,17 @@ def word(s: Settings, key: str, value: str) -> str:
 
 def examine(s: Settings) -> None:
     """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
-    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     run = grpo.Run(s, "eval")
+    s = run.s
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
     run.begin()
     for name, test in tests.items():
         run.s, policy = test, s.model
         if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            tokenizer.thinking = test.thinking
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context, graphs=test.graphs)
             grpo.must_fit(policy, first_envs(test))
         measure(run, policy, make_user(test), name)
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
@@ -1937,7 +1961,10 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
     """The job of a cell, of a cold start, or of tests."""
     own, study = {"name": name, "workers": 1}, name.partition("/")[0]
     run = variant(s, command, name, {**values, **own})
-    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    if command != "sft" and not run.files:                              # a file to imitate is of the cold start alone
+        run = replace(run, data="", keep="")
+    expert = () if run.files else ("expert",)
+    labels = {"sft": ("SFT", *expert), "train": ("RL", *expert), "eval": tuple(grid_cells(s, "tests", run.tests))}
     users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
     needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
     own |= {"tests": run.tests} if run.tests else {}
@@ -1951,8 +1978,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     starts: dict[tuple, str] = {}
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
-        model, needs = s.model, []
-        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+        model, needs = values.get("model", s.model), []
+        if model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
             differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
             words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
             cold = f"{name}/{folder_name(words)}"
@@ -1964,7 +1991,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
         run = f"{name}/{cell}-s{seed}"
         starts[cell, seed] = f"runs/{run}"
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
-    starts["expert", s.seed] = "expert"
+    if not s.files:
+        starts["expert", s.seed] = "expert"
     for test, values in grid_cells(s, "tests", tests).items():
         variant(s, "eval", test, values)
     for (policy, seed), model in starts.items() if tests else []:
@@ -1974,7 +2002,7 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
             jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
-        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1, "device": s.device}
         argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
         script = [str(Path(__file__).with_name("userlm_r1.py"))]
         jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
@@ -2260,7 +2288,7 @@ def ablate(s: Settings) -> None:
     if "/" in name or (folder / "config.json").exists():
         raise ValueError(f"{folder} is a run, not a study: choose another --name")
     grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
-    if "{user}" in grids["grid"]:
+    if any("{user}" in text for text in grids.values()):
         if s.user == "scripted":
             print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
             grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
@@ -2268,7 +2296,7 @@ def ablate(s: Settings) -> None:
         for user in filter(served, users(s)):                           # a server that is not there is said at once
             one_user(s, user)
         grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
-        s = replace(s, user="scripted")
+        s = replace(s, user="scripted", llm_prompts="")
     grids = {key: text.replace("{name}", name) for key, text in grids.items()}
     cells = grid_cells(s, "grid", grids["grid"])
     jobs = study_jobs(s, name, cells, grids["tests"])
@@ -2758,7 +2786,7 @@ def write_report(folder: Path) -> Path:
     for gym in [gym for gym in envs.GYMS if gym in played]:
         data["rules"][gym] = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.getdoc(envs.GYMS[gym]) or "")
     columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
-    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "open_thoughts", "echo")]
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
     text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     part = folder / "report.html.part"
