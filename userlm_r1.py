@@ -2079,12 +2079,12 @@ def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> N
         for mode in baselines:
             print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
             again = run.s.resume and (run.path / mode / "config.json").exists()
-            part = grpo.Run(dataclasses.replace(run.s, name=run.path.name, mode=mode, resume=again), command, mode)
+            part = grpo.Run(dataclasses.replace(run.s, name=run.name, mode=mode, resume=again), command, mode)
             learn(part, ("sft",), run.path / "read")
             evals[mode.replace("_", " ")] = part.evals["SFT"]
         measure(run, s.slip, "teacher")
     except grpo.Stop:
-        print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.path.name} --resume=True")
+        print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.name} --resume=True")
         raise
     own = {label: e for label, e in run.evals.items() if label != "teacher"}
     print_tables({**own, **evals, "teacher": run.evals["teacher"]})
