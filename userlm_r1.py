@@ -24,6 +24,7 @@ languages.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -2170,7 +2171,9 @@ def fidelity_(s: Settings) -> None:
         label, user = s.model, trained(run.s)
     agents = agents_of(run.s)
     run.begin()
-    print_reality(run.evaluate("fidelity", lambda: reality(run.s, label, user, agents)))
+    with contextlib.suppress(grpo.Stop):                                # it is measured as a whole, and then there
+        run.evaluate("fidelity", lambda: reality(run.s, label, user, agents))
+    print_reality(run.evals["fidelity"])
     print(f"written to {run.path}/eval.json")
 
 

@@ -1582,6 +1582,7 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
+    s = replace(s, resume=bool(s.name) and (Path("runs") / s.name / "config.json").exists())
     if s.tests:
         return examine(s)
     if s.data and not s.files:
@@ -1594,8 +1595,7 @@ def eval_(s: Settings) -> None:
     policy = s.model
     if served(s.model):
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
-    begun = bool(s.name) and (Path("runs") / s.name / "config.json").exists()
-    run = grpo.Run(replace(s, resume=begun), "eval", differs=OF_THE_POLICY)
+    run = grpo.Run(s, "eval", differs=OF_THE_POLICY)
     s, user = run.s, make_user(run.s)
     label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
     if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
@@ -1888,9 +1888,13 @@ def word(s: Settings, key: str, value: str) -> str:
 
 
 def examine(s: Settings) -> None:
-    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
-    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
+    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again.
+
+    With the --name of one that was stopped it goes on.
+    """
     run = grpo.Run(s, "eval")
+    s = run.s
+    tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
     if s.model not in SCRIPTED:
         model, tokenizer = grpo.chosen_policy(s)
     run.begin()
@@ -2059,8 +2063,6 @@ def begin(job: Job):
     argv = job.argv
     if standing(job) == "begun" and argv[0] != "eval":
         argv = [*argv, "--resume=True"]
-    elif standing(job) == "begun":
-        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
     return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
