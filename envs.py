@@ -636,7 +636,8 @@ def _told(error: urllib.error.HTTPError) -> str:
     """How the page begins that came with an error."""
     try:
         with error:
-            return error.read(300).decode(errors="replace")
+            # more than is shown, so that no half of a key is
+            return error.read(4096).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return ""
 
@@ -1158,6 +1159,7 @@ class Env:
             return "This conversation is over.", 0.0, True, False, self._info()
         self.turns += 1
         self.hidden["thought"], self.fed_up = "", False
+        self.hidden.pop("user's thought", None)
         action = self.message = well_formed(action)
         act = self.read(action)
         if act.kind == "error":                                         # costs a turn; as released it ended the episode
@@ -3486,7 +3488,6 @@ def _tau_check(name: str, value) -> None:
         raise ValueError(f"{name} must be a {'list of texts' if several else 'text'}")
 
 
-@lru_cache(maxsize=4)
 @lru_cache(maxsize=4)
 def tau_data(folder: str) -> dict:
     """tau-bench's own database, in the folder or below it; nothing ever writes to it (see TauShop)."""

@@ -32,6 +32,7 @@ and learns and what a run is; this file which tasks are demonstrated, trained on
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import math
@@ -145,7 +146,7 @@ class Settings(grpo.RunSettings):
     # evaluation
     eval_tasks: int = 128           # held-out tasks per gym
     samples: int = 1                # conversations per held-out task: pass@k for k = 1 .. samples
-    split: str = "test"             # eval: whose tasks; "train" to collect conversations for sft --data
+    split: str = "test"             # eval, play: whose tasks; "train" to collect conversations for sft --data
     save_talks: bool = False        # every conversation that is evaluated goes to talks.jsonl (a served model's always)
     timeout: float = 120.0          # seconds in which a served model must have answered; --rows are asked at once
     eval_every: int = 0             # RL steps between two validations; the best policy is kept in best/; 0: none
@@ -221,7 +222,7 @@ class Settings(grpo.RunSettings):
             if gym not in envs.GYMS:
                 raise ValueError(f"--hold_out={gym} is no gym; choose from {', '.join(envs.GYMS)}")
         for gym in envs.GYMS:
-            if gym in COLUMNS or (gym == "echo" and self.echo):
+            if gym in (*COLUMNS, "open_thoughts") or (gym == "echo" and self.echo):
                 raise ValueError(f"a gym may not be called {gym!r}, like another number of metrics.jsonl")
         for gym in trained(self) if self.eval_every else []:
             try:
@@ -230,7 +231,8 @@ class Settings(grpo.RunSettings):
                 raise ValueError(f"--eval_every: {gym} has no validation tasks: {error!r}") from None
 
 
-# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too.
+# What stands beside the returns of the gyms, each by its name, in the lines of metrics.jsonl; with --echo "echo", too,
+# and "open_thoughts", a share of the turns, where there are any.
 COLUMNS = ("phase step return ci95 dead ended turns loss grad_norm lr skipped kl kl_ref entropy clip_frac ratio_mean "
            "ratio_max tokens").split()
 
@@ -397,7 +399,7 @@ class LocalModel:
 
     def __init__(self, s: Settings, folder: str):
         model, tokenizer = grpo.load_policy(folder, device=s.device or None)
-        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context)
+        self.engine = grpo.Engine(model, tokenizer, rows=s.llm_requests, max_len=s.llm_context, graphs=s.graphs)
         self.tokens, self.counts = s.llm_tokens, dict.fromkeys(("requests", "completion_tokens", "seconds"), 0)
 
     def texts(self, talks: list[list[dict]]) -> list:
@@ -640,10 +642,10 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
     try:
         for line in played(s, policy, user, [task for task in every if task not in known][grpo.rank()::grpo.world()],
                            split):
-            if note and not grpo.rank():
-                note(line)
             thoughts = open_thoughts(line["messages"])
             line |= {"open": thoughts} if thoughts else {}
+            if note and not grpo.rank():
+                note(line)
             if not note and (line["index"] or line["sample"]):
                 del line["messages"]                                    # nobody will read it
             mine.append(line)
@@ -679,7 +681,8 @@ def played(s: Settings, policy, user, tasks: list[tuple], split: str):
     """Play (gym, index, sample) tasks; yields a line of talks.jsonl for each, a served model's when they are over.
 
     {"gym", "index", "sample", "split", "task": its id, "rewards": […], "solved", "status": one of ENDINGS, "error",
-    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.
+    "messages": the conversation, in form "tool" also "tools"; in travel "tier" and "metrics"}.  `evaluate` adds "open",
+    how many thoughts were never closed, if any.
     """
     todo = [make_env(s, gym, index, split, seated(user, s.seed, split, gym, index, again))
             for gym, index, again in tasks]
@@ -898,7 +901,7 @@ def file_lines(path):
         text = envs.well_formed(Path(path).read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from None
-    rows = []
+    rows, where = [], path
     try:
         if text.lstrip().startswith("["):
             rows = [(f"{path}: entry {i}", entry) for i, entry in enumerate(json.loads(text))]
@@ -1020,7 +1023,7 @@ def kept(talks: list[dict], keep: str) -> list[dict]:
 
 
 def encoded(s: Settings, tokenizer, talks: list[dict]) -> list:
-    """The conversations of --data as trajectories; ValueError if --keep or --context leaves none."""
+    """The conversations of --data as trajectories; ValueError if --context leaves none."""
     trajectories = [grpo.demo_trajectory(tokenizer, talk["messages"], talk["tools"]) for talk in talks]
     fit = [traj for traj in trajectories if len(traj.ids) <= s.context]
     if not fit:
@@ -1273,9 +1276,7 @@ def trend(rows: list[dict]) -> tuple[float, float]:
 
 def logged_steps(run: grpo.Run) -> list[dict]:
     """The RL steps of metrics.jsonl, where a resumed run goes on."""
-    file = run.path / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []      # what is missing, the run has said
-    return [row for row in map(json.loads, lines) if row["phase"] == "rl"]
+    return [row for row in read_log(run.path / "metrics.jsonl") if row.get("phase") == "rl"]
 
 
 def validate(run: grpo.Run, user, step: int, val: dict) -> dict:
@@ -1355,11 +1356,13 @@ def log_samples(run: grpo.Run, step: int, talks, advantages, signals: list) -> N
 def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: int) -> dict:
     """A conversation of a group of so many rollouts, as samples.jsonl has it: lists with an entry per turn."""
     turn = "r2g" if s.combine == "loo" else s.turn          # what loo reads, whatever --turn says
+    hidden = [info["hidden"] for info in talk.infos]
     return {
         "phase": "rl", "step": step, "gym": talk.gym, "group": talk.group, "of": rollouts, "status": talk.status,
         "messages": talk.messages, "rewards": talk.turn_rewards, "tokens": talk.tokens, "advantages": advantages,
         "credits": rewards.turn_credits(talk.turn_rewards, turn, s.gamma, s.k),
-        "thoughts": [info["hidden"].get("thought", "") for info in talk.infos], "hidden": talk.infos[-1]["hidden"]}
+        "thoughts": [secret.get("user's thought") or secret.get("thought", "") for secret in hidden],
+        "hidden": hidden[-1]}
 
 
 def show_sample(talk, advantages: list[float]) -> None:
@@ -1480,6 +1483,8 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     scripted = envs.ScriptedUser(s.user_noise, s.user_vague)            # with whom the demonstrator talks: fast
 
     written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
+    if s.data and not s.files and not written:
+        raise ValueError(f"--keep={s.keep} leaves none of the conversations of --data={s.data}")
 
     def texts():
         shown = range(0 if written else 60 * len(trained(s)))
@@ -1570,7 +1575,18 @@ def train(s: Settings) -> None:
 
 # What may differ between the columns of one table.
 OF_THE_POLICY = ("model", "form", "thinking", "slip", "max_new_tokens", "eval_temperature", "rows", "context", "device",
-                 "workers", "timeout", "save_talks")
+                 "dtype", "graphs", "workers", "timeout", "save_talks")
+
+
+def column_name(s: Settings) -> str:
+    """What the column of an evaluation is called: the policy, and how it was asked where that is not as usual."""
+    words = [s.model]
+    words += ["tool"] if s.form == "tool" else []
+    words += ["thinking"] if s.thinking else []
+    words += [f"slip {s.slip:g}"] if s.model == "demonstrator" and s.slip != Settings.slip else []
+    if s.model not in SCRIPTED and s.eval_temperature != Settings.eval_temperature:
+        words.append(f"T {s.eval_temperature:g}")
+    return ", ".join(words)
 
 
 def eval_(s: Settings) -> None:
@@ -1582,9 +1598,8 @@ def eval_(s: Settings) -> None:
         raise ValueError("eval needs --model=<run or checkpoint folder> (or --model=expert)")
     if s.resume:
         raise ValueError("eval needs no --resume: with the --name of an evaluation it goes on, or adds a column")
-    s = replace(s, resume=bool(s.name) and (Path("runs") / s.name / "config.json").exists())
-    if s.tests:
-        return examine(s)
+    if s.tests and served(s.model):
+        raise ValueError(f"--tests is not for a served model: evaluate {s.model} once for each")
     if s.data and not s.files:
         raise ValueError(f"--data={s.data} is no folder of task files")
     for gym in chosen(s) if s.files else []:
@@ -1592,13 +1607,17 @@ def eval_(s: Settings) -> None:
             raise ValueError(f"--data: {why}")
         if s.model in SCRIPTED and gym != "function":
             raise ValueError(f"--model={s.model} knows our own tasks; of those of --data it plays function only")
+    s = replace(s, resume=bool(s.name) and (Path("runs") / s.name / "config.json").exists())
+    if s.tests:
+        return examine(s)
     policy = s.model
     if served(s.model):
         policy, s = envs.Server(s.model, s.timeout, at_once=s.rows), replace(s, workers=1)
     run = grpo.Run(s, "eval", differs=OF_THE_POLICY)
     s, user = run.s, make_user(run.s)
-    label = s.model + (", tool" if s.form == "tool" else "") + (", thinking" if s.thinking else "")
-    if any("agent_error" in row for row in run.evals.get(label, {}).get("gyms", {}).values()):
+    label = column_name(s)
+    before = run.evals.get(label, {"gyms": {}})
+    if "failed" in before or any("agent_error" in row for row in before["gyms"].values()):
         del run.evals[label]                                            # the episodes that failed are played again
     if isinstance(policy, envs.Server) and label not in run.evals:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
@@ -1642,6 +1661,8 @@ def selfplay(s: Settings) -> None:
     """
     if not s.resume and (s.model in ("tiny", *SCRIPTED) or not s.user.startswith("userlm:")):
         raise ValueError("selfplay needs --model=<run or checkpoint folder> and --user=userlm:<the same>")
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
     began, run = time.time(), grpo.Run(s, "selfplay")
     s = run.s
     agents, users = [s.model], [s.user.partition(":")[2]]
@@ -1700,7 +1721,8 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
         run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
     grpo.gather("written")                                              # nobody reads before
     own = userlm_r1.Settings(name=run.name, seed=s.seed + number, workers=s.workers, device=s.device,
-                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every)
+                             steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every,
+                             graphs=s.graphs)
     return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
 
 
@@ -1719,7 +1741,7 @@ def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str])
         result = run.evaluate(f"agent {number}, {label}", take)
         print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
     own = userlm_r1.as_trained(userlm_r1.Settings(
-        model=users[-1], seed=s.seed, device=s.device, gyms=",".join(dict.fromkeys(trained(s))),
+        model=users[-1], seed=s.seed, device=s.device, graphs=s.graphs, gyms=",".join(dict.fromkeys(trained(s))),
         agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
         eval_calls=max(10, min(s.eval_tasks, 48))))
     userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
@@ -1766,7 +1788,7 @@ def play(s: Settings) -> None:
     if served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
     gym = chosen(s)[0]
-    env = make_env(s, gym, s.index, "test", seated(make_user(s), s.seed, gym, s.index))
+    env = make_env(s, gym, s.index, s.split, seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()
     print(f"{gym}: {env.system_prompt}")
     if s.model != "tiny":
@@ -1829,7 +1851,8 @@ STUDIES = {
 }
 # Settings that the cold start depends on; cells that differ in others alone share one.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
-    reading demos sft_tokens facts drills max_turns tier choice wrong noise env persona patience""".split())
+    reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong noise env persona
+    patience""".split())
 OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 
@@ -1901,7 +1924,8 @@ def examine(s: Settings) -> None:
     for name, test in tests.items():
         run.s, policy = test, s.model
         if s.model not in SCRIPTED:
-            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context)
+            tokenizer.thinking = test.thinking
+            policy = grpo.Engine(model, tokenizer, rows=test.rows, max_len=test.context, graphs=test.graphs)
             grpo.must_fit(policy, first_envs(test))
         measure(run, policy, make_user(test), name)
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
@@ -1940,7 +1964,10 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
     """The job of a cell, of a cold start, or of tests."""
     own, study = {"name": name, "workers": 1}, name.partition("/")[0]
     run = variant(s, command, name, {**values, **own})
-    labels = {"sft": ("SFT", "expert"), "train": ("RL", "expert"), "eval": tuple(grid_cells(s, "tests", run.tests))}
+    if command != "sft" and not run.files:                              # a file to imitate is of the cold start alone
+        run = replace(run, data="", keep="")
+    expert = () if run.files else ("expert",)
+    labels = {"sft": ("SFT", *expert), "train": ("RL", *expert), "eval": tuple(grid_cells(s, "tests", run.tests))}
     users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
     needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
     own |= {"tests": run.tests} if run.tests else {}
@@ -1954,8 +1981,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     starts: dict[tuple, str] = {}
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
-        model, needs = s.model, []
-        if s.model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+        model, needs = values.get("model", s.model), []
+        if model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
             differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
             words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
             cold = f"{name}/{folder_name(words)}"
@@ -1967,7 +1994,8 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
         run = f"{name}/{cell}-s{seed}"
         starts[cell, seed] = f"runs/{run}"
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
-    starts["expert", s.seed] = "expert"
+    if not s.files:
+        starts["expert", s.seed] = "expert"
     for test, values in grid_cells(s, "tests", tests).items():
         variant(s, "eval", test, values)
     for (policy, seed), model in starts.items() if tests else []:
@@ -1977,7 +2005,7 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
             jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
-        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1}
+        wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1, "device": s.device}
         argv = ["sft", f"--name={userlm}", *[f"--{key}={value}" for key, value in wanted.items()]]
         script = [str(Path(__file__).with_name("userlm_r1.py"))]
         jobs = {userlm: Job(userlm, argv, wanted, ("SFT",), [], script), **jobs}
@@ -2261,7 +2289,7 @@ def ablate(s: Settings) -> None:
     if "/" in name or (folder / "config.json").exists():
         raise ValueError(f"{folder} is a run, not a study: choose another --name")
     grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
-    if "{user}" in grids["grid"]:
+    if any("{user}" in text for text in grids.values()):
         if s.user == "scripted":
             print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
             grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
@@ -2269,7 +2297,7 @@ def ablate(s: Settings) -> None:
         for user in filter(served, users(s)):                           # a server that is not there is said at once
             one_user(s, user)
         grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
-        s = replace(s, user="scripted")
+        s = replace(s, user="scripted", llm_prompts="")
     grids = {key: text.replace("{name}", name) for key, text in grids.items()}
     cells = grid_cells(s, "grid", grids["grid"])
     jobs = study_jobs(s, name, cells, grids["tests"])
@@ -2649,10 +2677,7 @@ def rounded(data):
         return [rounded(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return None
-    if isinstance(data, float):
-        data = float(f"{data:.4g}")
-        return int(data) if data.is_integer() and abs(data) < 1e6 else data
-    return data
+    return float(f"{data:.4g}") if isinstance(data, float) else data
 
 
 def runs_in(folder: Path) -> list[tuple[Path, dict]]:
@@ -2684,11 +2709,6 @@ def curves(rows: list[dict]) -> dict[str, dict]:
     return table
 
 
-def said(messages: list[dict]) -> list[list[str]]:
-    """[["agent", text], …] from chat messages."""
-    return [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in messages]
-
-
 def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dict]]:
     """The conversations of a group, and its `rewards.workings` with the run's own numbers and with the paper's.
 
@@ -2698,7 +2718,8 @@ def group_record(rows: list[dict], settings: dict) -> tuple[list[dict], list[dic
     for place, row in enumerate(rows):
         talks.append({
             "id": f"{row['step']}/{row.get('group')}/{place}", "gym": row["gym"], "step": row["step"], "place": place,
-            "status": row["status"], "said": said(row["messages"]), "rewards": row["rewards"],
+            "status": row["status"], "rewards": row["rewards"],
+            "said": [["agent" if m["role"] == "assistant" else m["role"], str(m["content"])] for m in row["messages"]],
             "tokens": row.get("tokens") or [], "thoughts": row.get("thoughts") or []})
         rewards.turn_credits(row["rewards"], "naive")                   # an error unless they are numbers
     if len(rows) != rows[0].get("of"):
@@ -2751,7 +2772,7 @@ def write_report(folder: Path) -> Path:
     """
     runs = runs_in(folder)
     data = {"title": folder.resolve().name, "endings": ENDINGS, "measures": MEASURES,
-            "runs": [], "talks": [], "groups": {}, "logged": 0}
+            "runs": [], "talks": [], "groups": {}, "rules": {}, "logged": 0}
     for path, settings in runs:
         try:
             talks, groups, logged = conversations(path, settings, MOST_TALKS // len(runs))
@@ -2761,8 +2782,12 @@ def write_report(folder: Path) -> Path:
         data["talks"] += [{**talk, "id": f"{path.name}/{talk['id']}", "run": path.name} for talk in talks]
         data["groups"] |= groups
         data["logged"] += logged
+    # a gym's docstring says what it pays for (there is none of a reader's own gym); only its example keeps its lines
+    played = [talk["gym"] for talk in data["talks"]]
+    for gym in [gym for gym in envs.GYMS if gym in played]:
+        data["rules"][gym] = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.getdoc(envs.GYMS[gym]) or "")
     columns = itertools.chain(*[run["curves"]["rl"] for run in data["runs"]])
-    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "echo")]
+    data["gyms"] = [key for key in dict.fromkeys(columns) if key not in (*COLUMNS, "open_thoughts", "echo")]
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
     text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     part = folder / "report.html.part"
@@ -2793,7 +2818,7 @@ def main(argv: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- the report's page
 
-# __DATA__ is what `report_data` collects.
+# __DATA__ is what `write_report` collects.
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -2808,7 +2833,7 @@ PAGE = r"""<!doctype html>
   color-scheme: light dark;
   --paper: light-dark(#faf9f7, #15171b); --card: light-dark(#fff, #1d2026); --line: light-dark(#e2dfd9, #343842);
   --ink: light-dark(#22252b, #e3e5e9); --dim: light-dark(#646974, #9aa1ad); --link: light-dark(#1f5fbf, #8ab4f8);
-  --more: light-dark(#2f76d2, #5b9cf5); --less: light-dark(#d9730d, #f08c3a); --mark: light-dark(#eef3fb, #262c38);
+  --more: light-dark(#2f76d2, #4a86e0); --less: light-dark(#d9730d, #d0701f); --mark: light-dark(#eef3fb, #262c38);
 }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; background: var(--paper); color: var(--ink);
@@ -2819,7 +2844,6 @@ h2 { font-size: 18px; margin: 40px 0 6px }
 h3 { font-size: 14px; margin: 0 }
 p { margin: 6px 0; max-width: 84ch }
 a { color: var(--link); text-decoration: none }
-a:hover { text-decoration: underline }
 mark { color: inherit; padding: 1px 5px; border-radius: 4px }
 .dim { color: var(--dim) }
 .small { font-size: 13px }
@@ -2857,7 +2881,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #list { height: calc(100vh - 150px); overflow-y: auto; position: sticky; top: 135px }
 .row { display: flex; flex-wrap: wrap; justify-content: space-between; padding: 6px 12px; font-size: 13px;
        color: inherit; border-bottom: 1px solid var(--line) }
-.row:hover, .row[aria-current] { background: var(--mark); text-decoration: none }
+.row:hover, .row[aria-current] { background: var(--mark) }
 .row[aria-current] { box-shadow: inset 3px 0 var(--link) }
 .row .strip { width: 100% }
 .strip { display: inline-flex; gap: 2px; flex-wrap: wrap; padding-top: 5px; vertical-align: top }
@@ -2866,6 +2890,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 .say { margin: 10px 0; max-width: 78ch; scroll-margin-top: 140px }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 13px; border: 1px solid var(--line);
         border-radius: 4px 12px 12px 12px; background: var(--card) }
+.said.maths { font-size: 12px }
 .agent { margin-left: 28px }
 .agent .said { border-radius: 12px 4px 12px 12px; cursor: pointer }
 .agent.on .said { outline: 2px solid var(--link) }
@@ -2876,6 +2901,7 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 #why li { margin: 7px 0 }
 #why td { padding: 0; border: 0; height: 30px }
 #why th { border: 0; vertical-align: bottom }
+#why th:first-child { position: sticky; left: 0; background: var(--mark) }
 #why td button { width: 100%; height: 100%; border-radius: 0; text-align: right }
 #why button[aria-pressed=true] { outline: 2px solid var(--link); outline-offset: -2px; font-weight: 600 }
 @media (max-width: 760px) {
@@ -2884,12 +2910,11 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
   #list, #schemes { position: static; max-height: 40vh }
   .agent, #why { margin-left: 0 }
   .say { scroll-margin-top: 8px }
-  .wide { display: none }
 }
 </style>
 <header>
   <div><h1 id="title"></h1><div id="about" class="dim"></div></div>
-  <button id="theme" title="light or dark">◐ <span class="wide">theme</span></button>
+  <button id="theme" title="light or dark">◐ theme</button>
 </header>
 <p>An agent talks with simulated users, and some of its turns earn a <b>reward</b>. It is trained on <b>groups</b>:
   several conversations that begin alike, with the same user and the same task. An <b>advantage</b> says what training
@@ -2900,7 +2925,8 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
 <details><summary>Words used here</summary><dl id="words"></dl></details>
 <details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
 <section id="results"><h2>Results on held-out tasks</h2>
-  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks.
+  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks. In the macro average
+    every gym counts the same, in the micro average every task.
     <select id="measure" aria-label="measure"></select>
     <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>
@@ -2939,6 +2965,7 @@ function num(x) {
 const signed = x => (x > 0 ? "+" : "") + num(x);
 const sub = n => String(n).replace(/\d/g, d => "₀₁₂₃₄₅₆₇₈₉"[d]);
 const power = n => String(n).replace(/\d/g, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+const small = text => el("span", {className: "dim small"}, text);
 const total = list => list.reduce((a, b) => a + b, 0);
 const mean = list => list.length ? total(list) / list.length : null;
 const unique = list => [...new Set(list)];
@@ -2951,14 +2978,16 @@ const WORDS = {
   token: "a word or a piece of one, which is what training counts",
   reward: "r, what a turn earned by the rules of its gym (the game that is played)",
   return: "the sum of a conversation's rewards",
-  group: "the conversations (rollouts) of one task; an advantage compares with the others of the group",
+  rollout: "one conversation of a group",
   credit: "w, how much of what was earned is said to be this turn's doing",
   score: "R, one number for a whole conversation",
+  r2g: "reward-to-go, a credit and also a score: the score is the credit of turn 1; discounted if γ is below 1",
   z: "how much better R is than the group's mean R, in units of its standard deviation (std) or mean size (mean)",
   advantage: "A, what training does with the words of a turn: more likely above 0, less likely below",
   "γ (gamma)": "the discount: a reward that comes n turns later counts γⁿ times",
   numbers: "γ and the unit of z: as this run was trained with, or as in the UserRL paper"};
-for (const word in WORDS) $("words").append(el("dt", {}, word), el("dd", {}, WORDS[word]));
+const define = (word, says) => $("words").append(el("dt", {}, word), el("dd", {}, says));
+for (const word in WORDS) define(word, WORDS[word]);
 const one = D.runs.length === 1, first = (D.runs.find(run => run.curves.rl.step) || D.runs[0]).settings;
 const trained = s => s.combine === "loo" ? "loo" : `${s.turn} ${s.trajectory} ${s.combine}`;
 document.title = $("title").textContent = D.title;
@@ -2982,12 +3011,17 @@ function drawTable() {
         rows.push({run: run.name, policy, ...run.evals[policy]});
   const names = unique(rows.flatMap(row => Object.keys(row.table)))
     .filter(name => rows.some(row => row.table[name]?.[measure] != null));
-  const cell = x => el("td", {}, num(x?.[measure]),
-    measure === "return" && x?.ci95 != null ? el("span", {className: "dim small"}, " ± " + num(x.ci95)) : null);
+  const cell = x => el("td", {}, measure === "n" ? x?.n ?? "–" : num(x?.[measure]),
+    measure === "return" && x?.ci95 != null ? small(" ± " + num(x.ci95)) : null);
   $("table").replaceChildren(
     el("tr", {}, ...[...(one ? [] : ["run"]), "policy", ...names].map(name => el("th", {scope: "col"}, name))),
     ...rows.map(row => el("tr", {}, one ? null : el("td", {}, row.run),
-      el("td", {}, row.policy + (row.failed ? " (not measured)" : "")), ...names.map(name => cell(row.table[name])))));
+      el("td", {}, row.policy + (row.failed ? " (not measured)" : ""), small(tasks(row))),
+      ...names.map(name => cell(row.table[name])))));
+}
+function tasks({table}) {
+  const n = known(Object.values(table).map(x => x.n));
+  return n.length ? `, ${unique([Math.min(...n), Math.max(...n)]).join(" to ")} tasks a gym` : "";
 }
 for (const key in D.measures) if (key !== "ci95") $("measure").append(el("option", {value: key}, D.measures[key]));
 const policies = unique(D.runs.flatMap(run => Object.keys(run.evals)));
@@ -3007,7 +3041,8 @@ function smooth(runs) {
   return {x, y: y.map((now, i) => now == null ? null : mean(known(y.slice(Math.max(0, i - 4), i + 1))))};
 }
 function chart(title, hint, lines) {
-  const colour = i => `hsl(${(215 + i * 137.5) % 360} 58% ${48 + i % 2 * 8}%)`;
+  const hsl = (i, light) => `hsl(${(215 + i * 137.5) % 360} 60% ${light + i % 2 * 6}%)`;
+  const colour = i => `light-dark(${hsl(i, 46)}, ${hsl(i, 64)})`;
   const drawn = Object.entries(lines).map(([name, runs]) => ({name, runs: runs.filter(run => known(run.y).length)}))
     .filter(line => line.runs.length).map((line, i) => ({...line, ...smooth(line.runs), colour: colour(i)}));
   if (!drawn.length) return;
@@ -3027,7 +3062,7 @@ function chart(title, hint, lines) {
   const draw = (run, style) => art.append(svg("polyline", {...style, fill: "none", points: run.x.map((x, i) =>
     run.y[i] == null ? "" : `${X(x).toFixed(1)},${Y(run.y[i]).toFixed(1)}`).join(" ")}));
   for (const line of drawn) {
-    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.3});
+    for (const run of line.runs) draw(run, {stroke: line.colour, "stroke-width": 1, opacity: 0.5});
     draw(line, {stroke: line.colour, "stroke-width": 2});
   }
   const hair = svg("line", {y1: 8, y2: low, stroke: "var(--dim)", visibility: "hidden"});
@@ -3076,7 +3111,7 @@ const PARTS = {
   turn: ["credit w of a turn", {naive: "its own reward", equalized: "the same for every turn",
     r2g: "its reward and all later ones", em: "its own reward, squeezed: ½ for nothing, 1 for 1"}],
   trajectory: ["score R of a conversation", {sum: "all rewards added", mean: "all rewards, averaged",
-    r2g: "all rewards added, discounted"}],
+    r2g: "all rewards added"}],
   combine: ["advantage A", {scale: "z, dealt out by credit (UserRL's code)",
     paper: "credit against the mean score (as printed)", shift: "z, moved by the turn's credit",
     loo: "what was still to come, against the other rollouts"}],
@@ -3090,13 +3125,17 @@ function drawSchemes() {
       checked: String(S[part]) === value, onchange: () => choose({[part]: part === "set" ? +value : value})}),
     part === "set" ? options[value] : value);
     return !Object.keys(options).length ? "" : el("fieldset", {disabled: idle}, el("legend", {}, title),
-      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small wide"},
-        idle ? "loo does not read it" : options[S[part]]));
+      ...Object.keys(options).map(pick), part === "set" ? null : el("div", {className: "dim small"},
+        idle ? "loo does not read it" : says(part)));
   }));
 }
-const workings = talk => D.groups[talk.group]?.[S.set];
+for (const [title, options] of Object.values(PARTS).slice(0, 3))
+  for (const name in options) define(`${title.split(" ")[0]} ${name}`, options[name]);
+const workings = talk => D.groups[talk?.group]?.[S.set];
+const says = (part, now = workings(D.talks[at.talk]) || first) =>
+  PARTS[part][1][S[part]] + (S[part] === "r2g" && now.gamma < 1 ? ", discounted" : "");
 const advantages = (talk, s = S) => workings(talk)?.advantages[trained(s)][talk.place];
-const largest = (talk, s = S) => Math.max(1e-9, ...workings(talk).advantages[trained(s)].flat().map(Math.abs));
+const largest = talk => Math.max(1e-9, ...workings(talk).advantages[trained(S)].flat().map(Math.abs));
 const tint = (a, top) => !a ? "" : `background: color-mix(in srgb, var(--${a > 0 ? "more" : "less"}) ${
   Math.round(10 + 55 * Math.min(1, Math.abs(a) / top))}%, var(--card))`;
 $("more").style = tint(1, 2);
@@ -3121,16 +3160,17 @@ function explain(talk, t) {
     add(`mean G${T} of the others = (${theirs}) / ${count - 1} = ${num(c.others[i][t])}`,
       `What the other ${count - 1} rollouts earned from their turn ${t + 1} on; 0 where they had ended.`);
     add(`A${T} = (${num(G[i][t])} − ${num(c.others[i][t])})${over(c.unit.r2g)} = ${A}`,
-      "More than the others is above 0, less is below" + divided("the group's G₁"));
+      "More than the others is above 0, less is below"
+      + divided("the group's G₁, one unit for all turns, to keep them comparable"));
     return lines;
   }
   const key = S.trajectory, w = c.w[S.turn][i][t], R = c.R[key][i], z = c.z[key][i], m = num(c.mean[key]);
   add({naive: `w${T} = r${T} = ${num(w)}`, equalized: `w${T} = 1`, r2g: `w${T} = ${toGo}`,
     em: `w${T} = ½ + ½ · (1 − e^(−${c.k} · ${num(r[t])})) / (1 − e^−${c.k}) = ${num(w)}`}[S.turn],
-  `The credit of this turn: ${PARTS.turn[1][S.turn]}.`);
+  `The credit of this turn: ${says("turn")}.`);
   if (S.combine === "paper") {
     add(`mean R = (${c.R[key].map(num).join(", ")}) / ${count} = ${m}`,
-      `The scores of the group's ${count} rollouts: ${PARTS.trajectory[1][key]}.`);
+      `The scores of the group's ${count} rollouts: ${says("trajectory")}.`);
     add(`A${T} = (w${T} − mean R)${centred ? "" : " / unit"} = (${num(w)} − ${m})${over(c.paper_unit[key])} = ${A}`,
       "The credit of one turn, against the mean score of whole conversations" + divided("the scores"));
     return lines;
@@ -3138,7 +3178,7 @@ function explain(talk, t) {
   const plain = r.filter(Boolean).map(num).join(" + ") || "0";
   add({sum: `R = r₁ + r₂ + … = ${is(plain, R)}`, mean: `R = (${plain}) / ${r.length} turns = ${num(R)}`,
     r2g: `R = r₁ + ${g}r₂ + … = ${is(sum(0), R)}`}[key],
-  `The score of this conversation: ${PARTS.trajectory[1][key]}.`);
+  `The score of this conversation: ${says("trajectory")}.`);
   add(`z = (R − mean R)${centred ? "" : " / unit"} = (${num(R)} − ${m})${over(c.unit[key])} = ${signed(z)}`,
     `This conversation did ${z > 0 ? "better than" : z < 0 ? "worse than" : "as well as"} its group's mean`
     + divided("the group's scores"));
@@ -3160,17 +3200,18 @@ function explain(talk, t) {
 }
 function inShort(talk, t) {
   const now = talk.rewards[t], later = total(talk.rewards.slice(t + 1)), n = num(now), l = num(later);
-  const did = `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: `;
-  if (now && later) return did + "naive credits it with the first, r2g and loo with both.";
-  if (now) return did + "naive, r2g and loo credit it with the same.";
-  if (later) return did + "naive gives it no credit, r2g and loo count what came.";
-  return did + "naive, r2g and loo give it no credit; equalized and em do.";
+  return `This turn earned ${now ? n : "nothing"}, and ${later ? l : "nothing"} came later: ` + (
+    now && later ? "naive credits it with the first, r2g and loo with both."
+    : now ? "naive, r2g and loo credit it with the same."
+    : later ? "naive gives it no credit, r2g and loo count what came."
+    : "naive, r2g and loo give it no credit; equalized and em do.");
 }
 function drawWhy(talk, t) {
   const c = workings(talk), A = advantages(talk)[t], dead = !known(Object.values(c.advantages).flat(2)).some(Boolean);
+  const top = Math.max(...Object.values(c.advantages).map(a => Math.abs(a[talk.place][t])));
   const cell = (change, rows) => {
     const s = {...S, ...change}, a = advantages(talk, s)[t];
-    return el("td", {rowSpan: rows}, el("button", {style: tint(a, largest(talk, s)), title: trained(s),
+    return el("td", {rowSpan: rows}, el("button", {style: tint(a, top), title: trained(s),
       ariaPressed: trained(s) === trained(S), onclick: () => choose(change)}, signed(a)));
   };
   const head = (name, formula) => el("th", {scope: "col"}, el("b", {}, name), el("div", {className: "maths"}, formula));
@@ -3188,14 +3229,18 @@ function drawWhy(talk, t) {
     return box;
   }
   const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
-  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme. "
-    + `By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. Click one for its arithmetic.`),
+  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme, "
+    + `on one scale of colour. By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. `
+    + "Click one for its arithmetic."),
   el("div", {className: "scroll"}, grid));
   return box;
 }
 
 // ---- the browser of conversations
 
+// groups that earned nothing come last
+const paying = new Set(D.talks.filter(talk => talk.rewards.some(Boolean)).map(talk => talk.group ?? talk.id));
+D.talks.sort((a, b) => paying.has(b.group ?? b.id) - paying.has(a.group ?? a.id));
 const list = $("list"), end = el("div", {style: "height:1px"}), byId = new Map(D.talks.map((talk, i) => [talk.id, i]));
 const mates = {}, chosen = {};
 D.talks.forEach((talk, i) => (mates[talk.group] ??= []).push(i));
@@ -3240,15 +3285,14 @@ new IntersectionObserver(seen => seen.at(-1).isIntersecting && fill(drawn + 60),
 
 const FILTERS = {run: talk => talk.run, gym: talk => talk.gym, step: stage, status};
 for (const key in FILTERS) {
-  const values = unique(D.talks.map(FILTERS[key]));
+  const values = unique(D.talks.map(FILTERS[key])).sort((a, b) => a.localeCompare(b, "en", {numeric: true}));
   chosen[key] = el("select", {ariaLabel: key, onchange: filter, hidden: values.length < 2},
     el("option", {value: ""}, "any " + key), ...values.map(value => el("option", {value}, value)));
 }
 for (const key of ["least", "most"])
   chosen[key] = el("input", {type: "number", step: "0.1", ariaLabel: key + " return", oninput: filter});
 const {least, most, ...picks} = chosen;
-$("filters").append(...Object.values(picks), el("span", {className: "dim small"}, "return from"), least,
-  el("span", {className: "dim small"}, "to"), most);
+$("filters").append(...Object.values(picks), small("return from"), least, small("to"), most);
 function filter() {
   const all = D.talks.length, lost = D.logged - D.talks.filter(talk => talk.step != null).length;
   const passes = talk => Object.keys(picks).every(key => !picks[key].value || picks[key].value === FILTERS[key](talk))
@@ -3256,10 +3300,19 @@ function filter() {
   shown = D.talks.map((_, i) => i).filter(i => passes(D.talks[i]));
   $("count").textContent = `${shown.length} of ${all} conversations` + (lost > 0 ? ` (${lost} more were logged)` : "")
     + ". A square is a turn, shaded by its advantage; the number is the return. Keys: j and k change the conversation, "
-    + "← and → the turn.";
+    + "← and → the turn. Groups that earned nothing come last.";
   drawList();
+  if (at.talk >= 0 && !shown.includes(at.talk)) shut("The conversation that was open is not among these.");
+}
+function shut(why) {
+  Object.assign(at, {talk: -1, turn: -1});
+  history.replaceState(null, "", "#conversations");
+  showRow();
+  $("talk").replaceChildren(el("p", {className: "dim"}, why + " Choose one from the list."));
 }
 
+const folded = (title, text, look = "said") => el("details", {className: "small"}, el("summary", {}, title),
+  el("div", {className: look}, text));
 function drawTalk() {
   const talk = D.talks[at.talk], a = advantages(talk), top = a && largest(talk), parts = [];
   parts.push(el("h3", {}, `${talk.gym}, ${stage(talk)}: return ${num(earned(talk))}, ended: ${status(talk)} `,
@@ -3274,11 +3327,13 @@ function drawTalk() {
   } else
     parts.push(el("p", {className: "dim small"}, talk.step == null ? "An evaluation: nothing was trained here."
       : "The log lacks the rest of its group, so that there are no advantages to show."));
+  const {classic} = D.runs.find(run => run.name === talk.run).settings, rules = D.rules[talk.gym];
+  if (rules) parts.push(folded(`The rules of ${talk.gym}, and what they pay${classic ? " (here: classic)" : ""}`, rules,
+    "said maths"));
   let t = -1;
   for (const [role, text] of talk.said) {
     if (role === "system") {
-      parts.push(el("details", {className: "small"}, el("summary", {}, "What the agent was told first"),
-        el("div", {className: "said"}, text)));
+      parts.push(folded("What the agent was told first", text));
     } else if (role !== "agent") {
       const thought = talk.thoughts[t];
       parts.push(el("div", {className: "say"}, el("div", {className: "who"}, "user"),
@@ -3305,14 +3360,18 @@ function agentTurn(talk, t, text, a, top) {
 }
 function choose(change) {
   Object.assign(S, change);
-  history.replaceState(null, "", link(at.talk, at.turn));
   drawSchemes();
   drawList();
+  if (at.talk < 0) return;
+  history.replaceState(null, "", link(at.talk, at.turn));
   drawTalk();
 }
 function follow() {
-  const parts = decodeURIComponent(location.hash.slice(1)).split("~"), [turn, scheme, set] = parts.splice(-3);
+  let hash = location.hash.slice(1);
+  try { hash = decodeURIComponent(hash); } catch { /* cut off; then it is no conversation's */ }
+  const parts = hash.split("~"), [turn, scheme, set] = parts.splice(-3);
   const i = byId.get(parts.join("~")), before = trained(S) + S.set;
+  if (i == null && hash && !$(hash)) shut(`No conversation here has the address ${hash}.`);
   if (i == null) return;
   const [credit, trajectory, combine] = scheme.split(" ");
   if (credit === "loo") S.combine = credit;
@@ -3325,8 +3384,9 @@ function follow() {
   drawTalk();
   if (before !== trained(S) + S.set || shown.indexOf(i) >= drawn) drawList();
   else showRow();
-  if (moved && $("talk").getBoundingClientRect().top < 0) $("conversations").scrollIntoView();
+  if (moved && (at.turn >= 0 || $("talk").getBoundingClientRect().top < 0)) goThere();
 }
+const goThere = () => (document.querySelector(".agent.on") || $("conversations")).scrollIntoView();
 onhashchange = follow;
 onkeydown = event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
@@ -3337,11 +3397,11 @@ onkeydown = event => {
   event.preventDefault();
   location.replace(link(at.talk, Math.max(0, Math.min(talk.rewards.length - 1, at.turn + turn))));
   follow();
-  document.querySelector(".agent.on")?.scrollIntoView();
+  goThere();
 };
 
 // begin where most is paid, or where the address says
-const paid = D.talks.map(talk => total((advantages(talk) || []).map(Math.abs)));
+const paid = D.talks.map(talk => talk.rewards.some(Boolean) ? total((advantages(talk) || []).map(Math.abs)) : -1);
 at.talk = paid.indexOf(Math.max(...paid));
 $("conversations").hidden = !D.talks.length;
 if (D.talks.length) {
@@ -3349,7 +3409,7 @@ if (D.talks.length) {
   drawSchemes();
   drawTalk();
   follow();
-  if (location.hash.includes("~")) $("conversations").scrollIntoView();
+  if (location.hash.includes("~") || at.talk < 0) goThere();
 }
 </script>
 </html>

@@ -62,6 +62,9 @@ def test_the_numbers_by_hand(run, capsys):
     assert talk["said"][1:4] == [["user", "0"], ["agent", "[action] Hi"], ["user", "Yes."]]
     assert (talk["thoughts"], talk["tokens"]) == (["aha", "aha"], [2, 2])
     assert data["runs"][0]["curves"]["rl"] == {"step": [1], "return": [None], "travel": [0.75], "dead": [0]}
+    # the gym that was played says what it pays, its prose in lines of any length
+    assert list(data["rules"]) == ["travel"] and "One answer per aspect" in data["rules"]["travel"]
+    assert "\n    user   Oslo in June" in data["rules"]["travel"]
 
 
 @pytest.mark.parametrize("normalize", rewards.NORMALIZE)

@@ -276,9 +276,9 @@ def test_sft_then_train_then_eval_and_the_other_options(echo, capsys):
     assert " kl old " in line and " kl ref " in line and "failed" not in line
     options = "--gyms=telepathy --eval_tasks=2 --eval_temperature=0 --workers=1".split()
     assert userrl.main(["eval", "--model=runs/warm/checkpoint", *options]) == 0
-    assert "  runs/wa…eckpoint\n" in capsys.readouterr().out     # it was cut from the left
+    assert "  runs/wa…int, T 0\n" in capsys.readouterr().out     # it was cut from the left
     assert userrl.main("eval --model=demonstrator --slip=1 --gyms=search --eval_tasks=2 --workers=1".split()) == 0
-    assert "  demonstrator\n" in capsys.readouterr().out
+    assert "  demonst…, slip 1\n" in capsys.readouterr().out
     options = "--gym=travel --tier=all --choice=multi --eval_tasks=8 --samples=2 --workers=1".split()
     assert userrl.main(["eval", "--model=expert", *options]) == 0
     out = capsys.readouterr().out
