@@ -2011,6 +2011,7 @@ class Run:
         self.writes = rank() == 0
         path, self.evals = gather([str(self.path), self.read("eval.json", {})])[0]
         self.path = Path(path)
+        self.name = str(self.path.relative_to("runs"))                  # as --name has it, STUDY/CELL too
         for label, result in self.evals.items():
             self._check(label, result)
 

@@ -24,6 +24,7 @@ languages.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -2079,12 +2080,12 @@ def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> N
         for mode in baselines:
             print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
             again = run.s.resume and (run.path / mode / "config.json").exists()
-            part = grpo.Run(dataclasses.replace(run.s, name=run.path.name, mode=mode, resume=again), command, mode)
+            part = grpo.Run(dataclasses.replace(run.s, name=run.name, mode=mode, resume=again), command, mode)
             learn(part, ("sft",), run.path / "read")
             evals[mode.replace("_", " ")] = part.evals["SFT"]
         measure(run, s.slip, "teacher")
     except grpo.Stop:
-        print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.path.name} --resume=True")
+        print(f"stopped; go on with\n    python userlm_r1.py {command} --name={run.name} --resume=True")
         raise
     own = {label: e for label, e in run.evals.items() if label != "teacher"}
     print_tables({**own, **evals, "teacher": run.evals["teacher"]})
@@ -2170,7 +2171,9 @@ def fidelity_(s: Settings) -> None:
         label, user = s.model, trained(run.s)
     agents = agents_of(run.s)
     run.begin()
-    print_reality(run.evaluate("fidelity", lambda: reality(run.s, label, user, agents)))
+    with contextlib.suppress(grpo.Stop):                                # it is measured as a whole, and then there
+        run.evaluate("fidelity", lambda: reality(run.s, label, user, agents))
+    print_reality(run.evals["fidelity"])
     print(f"written to {run.path}/eval.json")
 
 

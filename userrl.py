@@ -1529,7 +1529,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         learn(run, phases)
     except grpo.Stop:
         print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
-              f"    python userrl.py {command} --name={run.path.relative_to('runs')} --resume=True")
+              f"    python userrl.py {command} --name={run.name} --resume=True")
         raise
     print_table(run.evals)
     if "best" in (val := run.state.get("val", {})):
@@ -1630,7 +1630,7 @@ def eval_(s: Settings) -> None:
         measure(run, policy, user, label)
     except grpo.Stop:
         if (run.path / TALKS).exists():
-            print(f"stopped; {run.path}/{TALKS} keeps what was played, and --name={run.path.name} goes on from there")
+            print(f"stopped; {run.path}/{TALKS} keeps what was played, and --name={run.name} goes on from there")
         raise
     if isinstance(policy, envs.Server) and policy.counts["requests"]:
         c = policy.counts
@@ -1679,7 +1679,7 @@ def selfplay(s: Settings) -> None:
             pool.append(make_user(replace(s, user=f"userlm:{users[-1]}")))
             test_chairs(run, number, agents, users)
     except grpo.Stop:
-        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.path.name} --resume=True")
+        print(f"stopped; go on with\n    python userrl.py selfplay --name={run.name} --resume=True")
         raise
     print_chairs(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
@@ -1698,7 +1698,7 @@ def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedU
     resume = (run.path / place / "config.json").exists()
     # tasks that no round before it had
     demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
-    part = grpo.Run(replace(run.s, name=run.path.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
+    part = grpo.Run(replace(run.s, name=run.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
     grpo.first_policy(part, None, first_envs(part.s))
     grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
     grpo.gather("saved")                                                # nobody reads before
@@ -1720,7 +1720,7 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
             roll(replace(s, group=2), engine_of(s, agent), user, places, {})
         run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
     grpo.gather("written")                                              # nobody reads before
-    own = userlm_r1.Settings(name=run.path.name, seed=s.seed + number, workers=s.workers, device=s.device,
+    own = userlm_r1.Settings(name=run.name, seed=s.seed + number, workers=s.workers, device=s.device,
                              steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every,
                              graphs=s.graphs)
     return userlm_r1.practise(own, users[-1], f"user-{number}", str(run.path / file))
@@ -1911,7 +1911,10 @@ def word(s: Settings, key: str, value: str) -> str:
 
 
 def examine(s: Settings) -> None:
-    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again."""
+    """eval of one policy with each of the --tests, in one process; what was measured before is not measured again.
+
+    With the --name of one that was stopped it goes on.
+    """
     run = grpo.Run(s, "eval")
     s = run.s
     tests = {name: variant(s, "eval", name, values) for name, values in grid_cells(s, "tests", s.tests).items()}
@@ -2088,8 +2091,6 @@ def begin(job: Job):
     argv = job.argv
     if standing(job) == "begun" and argv[0] != "eval":
         argv = [*argv, "--resume=True"]
-    elif standing(job) == "begun":
-        (Path("runs") / job.name / "config.json").unlink()          # an evaluation starts anew
     return grpo.spawn([*(job.script or grpo.this_script()), *argv], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -11,7 +11,7 @@ import pytest
 import grpo
 import rewards
 import userrl
-from test_userrl import ECHO, SMALL
+from test_userrl import ECHO, SMALL, evals
 
 TINY = [*SMALL, "--gyms=echo_gym:Echo", "--hold_out=", "--sft_steps=3", "--steps=3", "--eval_tasks=2"]
 
@@ -165,6 +165,17 @@ def test_a_cell_that_fails_does_not_stop_the_others(inside, monkeypatch, capsys)
 
 
 # ---- numbers
+
+def test_tests_go_on_where_they_were_stopped(inside, monkeypatch):
+    """A second call was told to add --resume=True, and with that, that eval needs none."""
+    call = ["eval", "--name=t", *TINY, "--model=expert", "--tests=user_noise=0,0.2"]
+    monkeypatch.setattr(grpo, "interrupted", True)
+    assert userrl.main(call) == 130 and list(evals("t")) == ["user_noise0"]
+    first = evals("t")["user_noise0"]
+    monkeypatch.setattr(grpo, "interrupted", False)
+    assert userrl.main(call) == 0
+    assert list(evals("t")) == ["user_noise0", "user_noise0.2"] and evals("t")["user_noise0"] == first
+
 
 def test_quantiles_of_students_t():
     table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 28: 2.0484, 29: 2.0452}

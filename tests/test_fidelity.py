@@ -174,7 +174,10 @@ def test_rl_practises_lines(here, monkeypatch):
 # ---------------------------------------------------------------------------------------------- self-play
 
 def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):
-    """Ctrl-C while the user learns costs nothing: the agent's phase is not repeated, all ends up the same."""
+    """Ctrl-C while the user learns costs nothing: the agent's phase is not repeated, all ends up the same.
+
+    The parts of runs/study/b were in runs/b, and what it said to type went on with that.
+    """
     small = """--model=runs/agent --user=userlm:runs/caller --gyms=echo_gym:Echo --hold_out= --rounds=1 --steps=1
         --user_steps=1 --tasks=2 --group=2 --eval_tasks=2 --max_turns=2 --workers=1""".split()
     cell = [0.5, 0.1]
@@ -190,15 +193,15 @@ def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):
         grpo.interrupted = run.path.name == "user-1"
         real(run, *rest, **state)
     monkeypatch.setattr(grpo.Run, "finish_step", press)
-    assert userrl.main(["selfplay", "--name=b", *small]) == 130
-    assert "selfplay --name=b --resume=True" in capsys.readouterr().out
+    assert userrl.main(["selfplay", "--name=study/b", *small]) == 130
+    assert "selfplay --name=study/b --resume=True" in capsys.readouterr().out
     monkeypatch.setattr(grpo.Run, "finish_step", real)
     monkeypatch.setattr(grpo, "interrupted", False)
-    assert userrl.main(["selfplay", "--name=b", "--resume=True"]) == 0
+    assert userrl.main(["selfplay", "--name=study/b", "--resume=True"]) == 0
     for place in ("agent-1/metrics.jsonl", "user-1/metrics.jsonl", "lines-1.json",
                   "agent-1/checkpoint/model.safetensors", "user-1/checkpoint/model.safetensors"):
-        assert Path("runs/a", place).read_bytes() == Path("runs/b", place).read_bytes()
-    one, other = (json.loads(Path(f"runs/{name}/eval.json").read_text()) for name in "ab")
+        assert Path("runs/a", place).read_bytes() == Path("runs/study/b", place).read_bytes()
+    one, other = (json.loads(Path(f"runs/{name}/eval.json").read_text()) for name in ("a", "study/b"))
     assert [*one] == [f"{who} {i}{how}" for i in range(2) for who, how in (
         ("agent", ", scripted"), ("agent", ", held out"), ("user", ""))]
     assert one["agent 1, held out"] == other["agent 1, held out"]
