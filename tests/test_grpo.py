@@ -1527,4 +1527,5 @@ def test_two_processes_learn_like_one(tmp_path):
         lines = worker.communicate(timeout=150)[0].splitlines()
         alone, together, difference, shared = ([float(x) for x in line.split()] for line in lines)
         assert together == pytest.approx(alone, rel=1e-5)
-        assert difference[0] < 1e-6 and shared == [0.0]
+        # A step moves a weight by up to 1e-2. AdamW divides by a gradient's size: where that is 1e-8, rounding shows.
+        assert difference[0] < 1e-5 and shared == [0.0]

@@ -30,19 +30,27 @@ def python(*argv, **env):
                           env={**os.environ, "PYTHONPATH": str(ROOT), **env})
 
 
+def own_imports(nodes) -> set:
+    """Which of the five modules these statements import."""
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+    return {"envs", "rewards", "grpo", "userrl", "userlm_r1"}.intersection(names)
+
+
 def test_no_module_imports_one_above_it():
-    """userrl.py and userlm_r1.py imported each other; under --user=userlm:… the first was there twice."""
-    own = {"envs", "rewards", "grpo", "userrl", "userlm_r1"}
-    imported = {}
-    for name in own:
-        tree = ast.parse((ROOT / f"{name}.py").read_text())
-        names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-        imported[name] = own.intersection(names)
-    assert imported == {"envs": set(), "rewards": set(), "grpo": set(), "userrl": {"grpo", "envs", "rewards"},
-                        "userlm_r1": {"grpo", "envs", "rewards"}}
+    """userrl.py and userlm_r1.py imported each other; under --user=userlm:… the first was there twice. Now self-play
+    alone, when it is asked for, fetches the other program's training."""
+    trees = {name: ast.parse((ROOT / f"{name}.py").read_text()) for name in ("envs", "rewards", "grpo", "userrl",
+                                                                             "userlm_r1")}
+    ground = {"grpo", "envs", "rewards"}
+    first = {name: own_imports(tree.body) for name, tree in trees.items()}
+    later = {name: own_imports(ast.walk(tree)) - first[name] for name, tree in trees.items()}
+    assert first == {"envs": set(), "rewards": set(), "grpo": set(), "userrl": ground, "userlm_r1": ground}
+    assert later == {"envs": set(), "rewards": set(), "grpo": set(), "userrl": {"userlm_r1"}, "userlm_r1": set()}
 
 
 @pytest.mark.parametrize("program", (userrl, userlm_r1))
