@@ -258,26 +258,23 @@ def note(event, args):
     if count == die_at:
         os.kill(os.getpid(), signal.SIGKILL)
     if not die_at:
-        os.write(3, f"{event} {os.path.relpath(str(args[0]))}\\n".encode())
+        os.write(log, f"{event} {os.path.relpath(str(args[0]))}\\n".encode())
 
 if "RANK" not in os.environ:
     if after:
         threading.Timer(after, os.kill, [os.getpid(), signal.SIGKILL]).start()
     elif "DIE_AT" in os.environ:
+        log = os.open("operations", os.O_WRONLY | os.O_CREAT)
         sys.addaudithook(note)
 import userrl
 sys.exit(userrl.main(sys.argv[1:]))
 """
 
 
-def driver(*argv: str, log=None, **env) -> subprocess.CompletedProcess:
+def driver(*argv: str, **env) -> subprocess.CompletedProcess:
     Path("driver.py").write_text(DRIVER)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-
-    def wire():
-        os.dup2(os.open("operations" if log else os.devnull, os.O_WRONLY | os.O_CREAT), 3)
-    return subprocess.run([sys.executable, "driver.py", *argv], capture_output=True, text=True, env=env, timeout=300,
-                          preexec_fn=wire, close_fds=False)
+    return subprocess.run([sys.executable, "driver.py", *argv], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **env})
 
 
 def killed(name: str, expected: tuple, **env) -> tuple[bool, str]:
@@ -295,7 +292,7 @@ def killed(name: str, expected: tuple, **env) -> tuple[bool, str]:
 
 def operations(rng, n):
     """two processes, the first killed at each distinct file operation, then resumed: bit for bit"""
-    driver(*PAIR, "--name=pair", log=True, DIE_AT="0")
+    driver(*PAIR, "--name=pair", DIE_AT="0")
     expected, seen = numbers("pair"), {}
     for place, line in enumerate(Path("operations").read_text().splitlines(), 1):
         seen.setdefault(line, []).append(place)
