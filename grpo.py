@@ -1987,6 +1987,19 @@ def hold(folder):
         pass
 
 
+def read_json(path, default):
+    """What a run wrote there, a dict; the default if it did not, ValueError in one line if it cannot be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} cannot be read: it is not what a run writes")
+    return data
+
+
 class Run:
     """What is set, measured and learned; the run folder, and where to go on.
 
@@ -2096,15 +2109,7 @@ class Run:
 
     def read(self, file, default):
         """What a file of the run holds; ValueError if it is there and cannot be read, so that nobody overwrites it."""
-        try:
-            data = json.loads((self.path / file).read_bytes())
-        except FileNotFoundError:
-            return default
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path / file} cannot be read: {reason(error)}") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{self.path / file} cannot be read: it is not what a run writes")
-        return data
+        return read_json(self.path / file, default)
 
     def _check(self, label, result):
         """ValueError if an evaluation is no longer what was written. Older ones have no checksum."""

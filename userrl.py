@@ -440,6 +440,11 @@ def exchange(env: envs.Env, action: str, feedback: str) -> list[dict]:
     return [{"role": "assistant", "content": action}, heard]
 
 
+def spoken(messages: list[dict]) -> list[list[str]]:
+    """Chat messages after the system prompt as [who, text]: a gym's `history`."""
+    return [["agent" if m["role"] == "assistant" else "user", m["content"]] for m in messages[1:]]
+
+
 def demonstration(s: Settings, number: int, turns: int, user) -> list[dict]:
     """The first turns of the careless demonstrator on a training task of its own, as chat messages; gyms in turn."""
     gyms = trained(s)
@@ -664,8 +669,8 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
     for line in lines if not failed else []:
         episodes[line["gym"]].append(line)
         if line["index"] == line["sample"] == 0 and line["messages"]:
-            history = [["agent" if m["role"] == "assistant" else "user", m["content"]] for m in line["messages"][1:]]
-            talks[line["gym"]] = {"history": history, "rewards": line["rewards"], "status": line["status"]}
+            talks[line["gym"]] = {"history": spoken(line["messages"]), "rewards": line["rewards"],
+                                  "status": line["status"]}
     turns = sum(len(line["rewards"]) for line in lines)
     if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
         print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
@@ -1368,9 +1373,8 @@ def sample_row(s: Settings, step: int, talk, advantages: list[float], rollouts: 
 def show_sample(talk, advantages: list[float]) -> None:
     """Print a conversation, with each turn's reward and advantage."""
     print(f"   .-- a {talk.gym} conversation ({talk.status}); reward and advantage of each turn on the right")
-    history = [("agent" if m["role"] == "assistant" else "user", m["content"]) for m in talk.messages[1:]]
     earned = [f"{reward:5.2f} {advantage:+6.2f}" for reward, advantage in zip(talk.turn_rewards, advantages)]
-    for line in talk_lines(history, earned):
+    for line in talk_lines(spoken(talk.messages), earned):
         print(f"   | {line}")
     print("   '--", flush=True)
 
@@ -1828,7 +1832,8 @@ STUDIES = {
     "user": {
         "question": "Which user to train with, for users it will meet?",
         "grid": "user_noise=0,0.2,0.4 | user_vague=0.3 | UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
-        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | held-out: user_noise=0.2; persona=impatient; patience=6 | "
+        "tests": "user_noise=0,0.2,0.4 | user_vague=0.3 | "
+                 "held-out: " + "; ".join(f"{key}={value}" for key, value in HELD_OUT_USER.items()) + " | "
                  "UserLM: user=userlm:runs/{name}/userlm | model: user={user}",
         "show": "success"},
     "efficiency": {
@@ -2012,23 +2017,10 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     return list(jobs.values())
 
 
-def read_json(path: Path) -> dict:
-    """What a run wrote there, {} if it did not; ValueError if it cannot be read."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {grpo.reason(error)}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} cannot be read: it is not what a run writes")
-    return data
-
-
 def standing(job: Job) -> str:
     """How far a job is: "new", "begun" or "done"; ValueError if its folder holds something else."""
     path = Path("runs") / job.name
-    config = read_json(path / "config.json")
+    config = grpo.read_json(path / "config.json", {})
     if not config:
         if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
             raise ValueError(f"{path} is no run (it has no config.json): move it away, or choose another --name")
@@ -2038,7 +2030,7 @@ def standing(job: Job) -> str:
     for key, value in job.wanted.items():
         if key not in ("name", "resume") and config.get(key, value) != value:
             raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
-    evals = read_json(path / "eval.json")
+    evals = grpo.read_json(path / "eval.json", {})
     done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
     return "done" if done else "begun"
 
@@ -2116,14 +2108,14 @@ def study_results(study: dict) -> dict:
     """
     runs, found = Path("runs") / study["name"], {"cells": {}, "tests": {}}
     for cell, seed in itertools.product(study["cells"], study["seeds"]):
-        evals = read_json(runs / f"{cell}-s{seed}" / "eval.json")
-        cold = read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json")
+        evals = grpo.read_json(runs / f"{cell}-s{seed}" / "eval.json", {})
+        cold = grpo.read_json(runs / str(study["starts"].get(f"{cell}-s{seed}")) / "eval.json", {})
         evals = {"demonstrator": cold.get("demonstrator"), "start": evals.get("untrained"), **evals}
         row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
         if row.get("RL", {}).get("return") is not None:
             found["cells"].setdefault(cell, {})[str(seed)] = row
     for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
-        for test, result in read_json(runs / f"{policy}-s{seed}-tests" / "eval.json").items():
+        for test, result in grpo.read_json(runs / f"{policy}-s{seed}-tests" / "eval.json", {}).items():
             if result["macro"]["return"] is not None:
                 found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
     return found
@@ -2156,7 +2148,7 @@ def tell(study: dict, todo: list[str], side_by_side: int, seconds: dict, job: Jo
     kinds = ["eval" if name.endswith("-tests") else "sft" if "/cold" in name else "train" for name in todo]
     means = {kind: average(seconds.get(kind, every)) for kind in dict.fromkeys(kinds)}
     left = sum(means[kind] for kind in kinds) / side_by_side
-    macro = read_json(Path("runs") / job.name / "eval.json")[job.labels[0]]["macro"] if not job.script else {}
+    macro = grpo.read_json(Path("runs") / job.name / "eval.json", {})[job.labels[0]]["macro"] if not job.script else {}
     returned = f": return {shown(macro)}" if macro else ""
     print(f"{job.name}{returned} | {grpo.clock(seconds[command][-1])} minutes; {len(todo)} to go, about "
           f"{grpo.clock(left)} minutes", flush=True)
@@ -2604,13 +2596,13 @@ def study_pictures(folder: Path, study: dict) -> list:
         name, _, draw = heat_picture("tests", tables, "mean over seeds")
         pictures.append((name, [], draw))                               # in text they are in the study's table
     for path in [*itertools.chain(*paths.values())][:1]:
-        pictures.append(strips_picture(path, read_json(path / "config.json")))
+        pictures.append(strips_picture(path, grpo.read_json(path / "config.json", {})))
     return pictures
 
 
 def run_pictures(path: Path) -> list:
     """The pictures of a run."""
-    settings, evals = read_json(path / "config.json"), read_json(path / "eval.json")
+    settings, evals = grpo.read_json(path / "config.json", {}), grpo.read_json(path / "eval.json", {})
     lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
     pictures = [curves_picture({"": lines})]
     columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
@@ -2642,8 +2634,8 @@ def plot(s: Settings) -> None:
         raise ValueError("plot needs the folders of runs or studies:  python userrl.py plot runs/demo")
     for place in listed(s.model):
         folder = Path(place)
-        study = read_json(folder / "study.json")
-        if not study and "gyms" not in read_json(folder / "config.json"):
+        study = grpo.read_json(folder / "study.json", {})
+        if not study and "gyms" not in grpo.read_json(folder / "config.json", {}):
             raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
                              f"{folder} does not exist")
         if study and study.get("results") == {"cells": {}, "tests": {}}:
@@ -2684,7 +2676,7 @@ def runs_in(folder: Path) -> list[tuple[Path, dict]]:
     """(folder, settings) of a run, or of each run in a folder of runs; ValueError in one line if there is none."""
     found = []
     for path in [folder] if (folder / "config.json").exists() else sorted(folder.glob("*/")):
-        settings = read_json(path / "config.json")
+        settings = grpo.read_json(path / "config.json", {})
         if {"command", "gyms", "turn", "trajectory", "combine", *PAPER} <= set(settings):
             found.append((path, settings))
     if not found:
@@ -2748,7 +2740,7 @@ def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], di
         if numbers:
             groups[name] = numbers
         talks = [{**talk, "group": name if numbers else None} for talk in some] + talks
-    for policy, gyms in read_json(path / "talks.json").items():
+    for policy, gyms in grpo.read_json(path / "talks.json", {}).items():
         for gym, talk in gyms.items():
             talks.append({"id": f"{policy}/{gym}", "gym": gym, "policy": policy, "status": talk["status"],
                           "said": talk["history"], "rewards": list(talk["rewards"]), "tokens": [], "thoughts": []})
@@ -2758,7 +2750,7 @@ def conversations(path: Path, settings: dict, most: int) -> tuple[list[dict], di
 def run_record(path: Path, settings: dict) -> dict:
     """What a report shows of a run beside its conversations."""
     evals = {}
-    for policy, result in read_json(path / "eval.json").items():
+    for policy, result in grpo.read_json(path / "eval.json", {}).items():
         tables = {**result["gyms"], "macro average": result["macro"], "micro average": result["micro"]}
         rows = {name: {key: row.get(key) for key in MEASURES} for name, row in tables.items()}
         evals[policy] = {"table": rows, "failed": result.get("failed", "")}

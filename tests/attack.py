@@ -150,19 +150,17 @@ def commands(rng, n):
 
 
 def whole(name: str, argv: list[str]):
-    """A finished run, and copies of it stopped after its fourth SFT step and its second RL step."""
-    status, _, err = call(userrl.main, *argv, f"--name={name}")
-    assert status == 0, err
-    real, steps = grpo.Run.finish_step, {}
+    """The numbers of a finished run; copies of it as it stood after its fourth SFT step and its second RL step."""
+    real = grpo.Run.finish_step
 
     def keep(run, step, last, phase, **state):
         real(run, step, last, phase, **state)
         if (phase, step) in (("sft", 4), ("rl", 2)):
             shutil.copytree(run.path, f"stopped-{phase}")
-            steps[phase] = step
     grpo.Run.finish_step = keep
-    call(userrl.main, *argv, f"--name={name}-again")
+    status, _, err = call(userrl.main, *argv, f"--name={name}")
     grpo.Run.finish_step = real
+    assert status == 0, err
     return numbers(name)
 
 
@@ -183,7 +181,7 @@ def spoil(path: Path, kind: str, rng) -> None:
 def resume(rng, n):
     """a run folder with one file damaged, then resumed: the same numbers, or it is said"""
     expected = whole("whole", RUN)
-    for number in range(n):
+    for _ in range(n):
         stopped = rng.choice(["stopped-sft", "stopped-rl"])
         shutil.rmtree("runs/r", ignore_errors=True)
         shutil.copytree(stopped, "runs/r")
@@ -202,7 +200,7 @@ def evals(rng, n):
     shutil.copytree("runs/whole", "runs/e")
     call(userrl.main, *argv, "--name=good")
     expected = json.loads(Path("runs/good/eval.json").read_text())
-    for number in range(n):
+    for _ in range(n):
         shutil.rmtree("runs/e", ignore_errors=True)
         shutil.rmtree("runs/other", ignore_errors=True)
         shutil.copytree("runs/whole", "runs/e")
@@ -217,7 +215,7 @@ def evals(rng, n):
 def disk(rng, n):
     """no file may grow beyond a limit, as on a full disk: one line, and with room again the same numbers"""
     expected = whole("whole", RUN)
-    for number in range(n):
+    for _ in range(n):
         shutil.rmtree("runs/d", ignore_errors=True)
         most = int(10 ** rng.uniform(0, 5.5))
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
