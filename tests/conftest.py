@@ -1,14 +1,17 @@
 """Tests import the five modules from the project's root, wherever pytest was started."""
 import importlib
+import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# side by side, each process has a core of its own
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(ROOT))
 
 
@@ -37,35 +40,22 @@ def two(here, monkeypatch):
     return run
 
 
+def pytest_configure(config):
+    # groups count with this way of dealing out alone
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadgroup"
+    config.addinivalue_line("markers", "xdist_group(name): by one process, where several share the tests")
+
+
 def pytest_collection_modifyitems(items):
-    """What waits for the audit comes last."""
-    items.sort(key=lambda item: "audit_of" in item.fixturenames)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def audit_in_the_background(request):
-    if any("audit_of" in item.fixturenames for item in request.session.items):
-        request.getfixturevalue("audit_of")
+    """Side by side (pytest-xdist's -n 2), what needs the audit goes to one process, so that it is played once."""
+    for item in items:
+        if "audit_of" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("audit"))
 
 
 @pytest.fixture(scope="session")
-def audit_of(request):
-    """audit_of(gym) -> {"expert" or shortcut: mean return over 200 test tasks}: once a session, in a process beside."""
+def audit_of():
+    """audit_of(gym) -> {"expert" or shortcut: mean return over 200 test tasks}, played once a session."""
     import audit
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    played = {}
-
-    def start(gym: str):
-        if gym not in played:
-            played[gym] = pool.submit(audit.audit, gym)
-        return played[gym]
-
-    for item in request.session.items:
-        gym = item.callspec.params.get("gym") if hasattr(item, "callspec") else None
-        if gym and "audit_of" in item.fixturenames:
-            start(gym)
-
-    def result(gym: str) -> dict[str, float]:
-        return start(gym).result()
-    yield result
-    pool.shutdown(cancel_futures=True)
+    return lru_cache(audit.audit)
