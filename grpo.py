@@ -705,8 +705,8 @@ class Engine:
         shape = 2, config.num_hidden_layers, rows, kv, self.max_len + 1, size
         self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.cache = Cache(layers=[RowLayer(k, v) for k, v in zip(*self.kv)])
-        # decode steps as CUDA graphs: (rows, length) -> inputs, graph; their memory, their common result
-        self.graphs, self.steps, self.pool = graphs and self.kv.is_cuda, {}, None
+        # decode steps as CUDA graphs: (rows, length) -> inputs, graph, memory; and their common result
+        self.graphs, self.steps = graphs and self.kv.is_cuda, {}
         self.logits = torch.zeros(rows if self.graphs else 0, config.vocab_size, device=model.device)
         self.reset()
 
@@ -768,7 +768,7 @@ class Engine:
         B = len(ids)
         rows, longest = min(self.rows, 1 << (B - 1).bit_length()), -(-longest // 256) * 256
         new = torch.zeros(2, rows, 1, dtype=torch.int64, device=self.kv.device)
-        inputs, graph = self.steps.get((rows, longest), (new, None))
+        inputs, graph, _ = self.steps.get((rows, longest), (new, None, None))
         # rows beyond B write where nobody reads
         inputs[1].fill_(self.max_len)
         inputs[:, :B] = self.tensor(np.stack([ids, at]))
@@ -776,8 +776,10 @@ class Engine:
             def step():
                 hidden = self.decode(0, *inputs, longest)[:, 0]
                 self.logits[:rows] = logits_of(self.model, hidden)
-            graph, self.pool = captured(step, self.pool)
-            self.steps[rows, longest] = inputs, graph
+            # all share the memory of the others, if there are others: it is gone with the last of them
+            pool = next((pool for *_, pool in self.steps.values()), None)
+            graph, pool = captured(step, pool)
+            self.steps[rows, longest] = inputs, graph, pool
         graph()
         return self.logits[:B]
 

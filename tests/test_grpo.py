@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -365,19 +366,29 @@ def test_rows_do_not_change_what_is_said(policy, trajs, rows):
     assert gap([t.logps for t in other], [t.logps for t in trajs]) < 1e-4
 
 
+class Pool:
+    """The memory of CUDA graphs: it lives as long as one of them."""
+
+
 @pytest.mark.parametrize("rows", [2, 3, 9])
 def test_captured_steps_say_the_same(policy, trajs, monkeypatch, rows):
     """All of a decode step on a GPU but the capture: fixed numbers of rows and lengths, inputs that stay where they
-    are, rows that are in no conversation. They once wrote into the beginning of conversations yet to come."""
-    steps, runs = [], []
+    are, rows that are in no conversation. They once wrote into the beginning of conversations yet to come.
 
-    def captured(step, pool):
+    When LoRA came to a model the graphs were forgotten, but not their memory, which had gone with them: the next
+    capture ended the run."""
+    steps, runs, pools = [], [], weakref.WeakValueDictionary()
+
+    def captured(step, handle):
+        assert handle in pools if pools else handle is None, "memory of graphs that are gone, or not shared"
+        handle = handle or len(steps) + 1
+        memory = pools.setdefault(handle, Pool())
         steps.append(step)
 
-        def graph():
+        def graph(memory=memory):
             runs.append(step)
             step()
-        return graph, None
+        return graph, handle
 
     monkeypatch.setattr(grpo, "captured", captured)
     engine = grpo.Engine(*policy, rows=rows, max_len=512)
@@ -389,6 +400,9 @@ def test_captured_steps_say_the_same(policy, trajs, monkeypatch, rows):
         assert gap([t.logps for t in out], [t.logps for t in trajs]) < 1e-4
     assert set(engine.steps) <= {(n, L) for n in (1, 2, 4, 8, rows) for L in (256, 512)}
     assert len(steps) == len(engine.steps) < 9 and len(runs) > 50
+    engine.steps.clear()
+    grpo.rollout(engine, [Env(0, 1)], max_new_tokens=8)
+    assert engine.steps and len(pools) == 1
 
 
 def test_appends_of_any_length_are_fed_without_padding(policy):
