@@ -835,8 +835,10 @@ def open_thoughts(messages: list[dict]) -> int:
 
 
 def shown(x: dict) -> str:
-    """An `interval`: "0.512 ± 0.048", or "-"."""
-    return "-" if x["return"] is None else f"{x['return']:.3f} ± {x['ci95']:.3f}"
+    """An `interval`: "0.512 ± 0.048"; "0.512" of a single task, or "-"."""
+    if x["return"] is None:
+        return "-"
+    return f"{x['return']:.3f}" + ("" if math.isnan(x["ci95"]) else f" ± {x['ci95']:.3f}")
 
 
 def percent(ended: dict[str, int], how: str) -> str:
