@@ -5,7 +5,8 @@
     python userrl.py train --model=runs/cold --steps=200                     GRPO from a run's checkpoint
     python userrl.py eval  --model=runs/demo --gyms=travel                   held-out tasks; --model=expert works too
     python userrl.py eval  --model=NAME@http://localhost:8000/v1 --gyms=all  a served model; the same --name: a column
-    python userrl.py sft   --data=runs/eval/talks.jsonl --keep=top:1         imitate the best of what was written
+    python userrl.py eval  --model=runs/demo --split=train --save_talks=True --name=some  talks.jsonl: what was said
+    python userrl.py sft   --data=runs/some/talks.jsonl --keep=top:1         imitate the best of it
     python userrl.py report runs/demo                 a page for a browser: curves, tables, and who got credit for what
     python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
@@ -49,6 +50,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import NormalDist
 
 import grpo                             # before torch: it sets how torch's threads wait
 import envs
@@ -70,7 +72,9 @@ PRESETS = {
         "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "kl": 0.0, "ratio": "token", "aggregate": "token",
         "max_turns": 16, "max_new_tokens": 2048, "context": 1152 + 8192, "temperature": 1.0,
         "eval_temperature": 0.0, "eval_every": 5, "tier": "all", "wrong": 10, "noise": 5,
-        "env": "tau.max_turns=30,travel.search_reward=0,travel.preference_reward=.8",
+        "env": "tau.max_turns=30,train:travel.search_reward=0,train:travel.preference_reward=.8,"
+               "val:travel.search_reward=.2,val:travel.preference_reward=.6,"
+               "test:travel.search_reward=.2,test:travel.preference_reward=.6",
         # not published: how it fits on one GPU
         "dtype": "bfloat16", "checkpointing": True, "micro_tokens": 16384, "rows": 128,
     },
@@ -263,6 +267,11 @@ def gym_names(s: Settings) -> list[str]:
     return [gym for gym in names if not s.files or not lacking(s, gym, s.split)]
 
 
+def without_expert(gym: str) -> bool:
+    """A gym of a reader's own need not have one."""
+    return envs.gym_class(gym).expert is envs.Env.expert
+
+
 def trained(s: Settings) -> list[str]:
     """The gyms that are trained, in turn: one that is named twice in --gyms has twice the share."""
     return [name for name in chosen(s) if name not in listed(s.hold_out)]
@@ -288,19 +297,20 @@ def check_data(s: Settings) -> None:
             raise ValueError(f"--data: {why}")
 
 
-def env_options(s: Settings, gym: str) -> dict:
-    """What --env says of a gym; ValueError names what there is instead."""
+def env_options(s: Settings, gym: str, split: str = "") -> dict:
+    """What --env says of a gym in a split ("test:" before an option: there alone); ValueError names what there is."""
     found = {}
     for item in listed(s.env):
         place, equals, text = item.partition("=")
+        only, _, place = place.rpartition(":")
         owner, dot, name = place.partition(".")
-        if not dot or not equals:
-            raise ValueError(f"--env: {item!r} is not gym.option=value")
+        if not dot or not equals or only not in ("", *envs.SPLITS):
+            raise ValueError(f"--env: {item!r} is not gym.option=value, or split:gym.option=value")
         try:
             option = envs.read_options(owner, {name: text})
         except ValueError as error:
             raise ValueError(f"--env: {error}") from None
-        if owner == gym:
+        if owner == gym and only in ("", split):
             found |= option
     return found
 
@@ -324,7 +334,7 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
         options["data"] = s.files
     if s.classic:
         options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
-    return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym)})
+    return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym, split)})
 
 
 def first_envs(s: Settings) -> dict[str, envs.Env]:
@@ -671,8 +681,9 @@ def evaluate(s: Settings, policy, user, tasks: int, split: str = "test", known=N
         if line["index"] == line["sample"] == 0 and line["messages"]:
             talks[line["gym"]] = {"history": spoken(line["messages"]), "rewards": line["rewards"],
                                   "status": line["status"]}
-    turns = sum(len(line["rewards"]) for line in lines)
-    if (thoughts := sum(line.get("open", 0) for line in lines)) > turns / 10 and not grpo.rank():
+    scored = [line for line in lines if line["status"] not in FAILED]
+    turns = sum(len(line["rewards"]) for line in scored)
+    if (thoughts := sum(line.get("open", 0) for line in scored)) > turns / 10 and not grpo.rank():
         print(f"! {thoughts} of {turns} turns are a thought that was never closed: raise --max_new_tokens (now "
               f"{s.max_new_tokens}), or leave out --thinking", flush=True)
     prompts = f" (prompts {s.llm_prompts})" if s.llm_prompts else ""
@@ -767,21 +778,25 @@ def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
                     over.put((at, converse(env, act, None if getattr(env.user, "slow", False) else lock)))
                 except BaseException as error:
                     over.put((at, error))
+
+    def ended():
+        at, outcome = over.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return at, outcome
     threads = min(s.rows, len(todo))
     for _ in range(threads):
         threading.Thread(target=work, daemon=True).start()              # Ctrl-C, twice, waits for no server
     failures, began = 0, time.time()
     for count in range(1, len(todo) + 1):
-        at, outcome = over.get()
-        if isinstance(outcome, BaseException):
-            raise outcome
+        at, outcome = ended()
         yield at, outcome
         failures = failures + 1 if outcome[2] == "agent_error" else 0
         if failures >= max(threads, 8):
             unasked = [waiting.popleft() for _ in range(len(waiting))]
             yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
             for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
-                yield over.get()
+                yield ended()
             return
         if count % max(1, len(todo) // 10) == 0:
             print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
@@ -873,12 +888,17 @@ def print_table(columns: dict[str, dict]) -> None:
     for how, words in ENDINGS.items():
         if how != "done" and any(counts[how] for counts in ended):
             line(f"ended: {words}", [percent(counts, how) for counts in ended])
-    print(f"({several[-1]['user']}; ± is half a 95 % interval over the tasks)")
+    users = {name: column["user"] for name, column in columns.items()}
+    if len(set(users.values())) == 1:
+        print(f"({users.popitem()[1]}; ± is half a 95 % interval over the tasks)")
+    else:
+        print("\n".join(f"({short(name)}: {user})" for name, user in users.items()))
+        print("(± is half a 95 % interval over the tasks)")
     for name, column in columns.items():
         if "failed" in column:
             print(f"{name}: not measured: {column['failed']}")
         for gym, row in column["gyms"].items():
-            if "pass_at" in row and row["n"]:
+            if row["n"] and None not in row.get("pass_at", {"": None}).values():
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
                 print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
@@ -1007,6 +1027,13 @@ def read_tools(tools) -> list[dict] | None:
     return [{"type": "function", "function": schema} for schema in schemas]
 
 
+def earned_of(talk: dict) -> float | None:
+    """What a conversation of a file earned; None if the file does not say so in numbers."""
+    earned = talk.get("rewards")
+    whole = isinstance(earned, list) and all(isinstance(reward, (int, float)) for reward in earned)
+    return sum(earned) if whole else None
+
+
 def kept(talks: list[dict], keep: str) -> list[dict]:
     """The conversations that --keep names, rule after rule: the rest of rejection sampling."""
     for rule in listed(keep):
@@ -1014,17 +1041,17 @@ def kept(talks: list[dict], keep: str) -> list[dict]:
         if not (rule == "solved" or name == "top" and re.fullmatch("[1-9][0-9]*", number)
                 or name == "least" and re.fullmatch(r"-?[0-9]*\.?[0-9]+", number)):
             raise ValueError(f"--keep: {rule!r} is not top:N, solved or least:X")
-        if not all(isinstance(t.get("rewards"), list) and {"gym", "task", "solved"} <= t.keys() for t in talks):
+        if not all(earned_of(t) is not None and {"gym", "task", "solved"} <= t.keys() for t in talks):
             raise ValueError("--keep goes by the rewards in talks.jsonl: this file has none")
         if rule == "solved":
             talks = [talk for talk in talks if talk["solved"]]
         elif name == "least":
-            talks = [talk for talk in talks if sum(talk["rewards"]) >= float(number)]
+            talks = [talk for talk in talks if earned_of(talk) >= float(number)]
         else:
             tasks: dict[tuple, list] = {}
             for talk in talks:
                 tasks.setdefault((talk["gym"], talk["task"]), []).append(talk)
-            best = (sorted(same, key=lambda talk: -sum(talk["rewards"])) for same in tasks.values())
+            best = (sorted(same, key=earned_of, reverse=True) for same in tasks.values())
             talks = list(itertools.chain(*(same[:int(number)] for same in best)))
     return talks
 
@@ -1418,8 +1445,10 @@ def before_and_after(run: grpo.Run) -> None:
 # ---------------------------------------------------------------------------------------------- commands
 
 def measure(run: grpo.Run, policy, user, label: str) -> None:
-    """Evaluate a policy, once, and say so."""
+    """Evaluate a policy, once, and say so; again where no conversation of a gym could be scored."""
     s, tasks, keeps = run.s, run.s.eval_tasks, {}
+    if label in run.evals and run.evals[label]["macro"]["return"] is None:
+        del run.evals[label]
     if label == "untrained":                                            # it rambles to every limit
         tasks = math.ceil(tasks / 16)
 
@@ -1483,6 +1512,15 @@ def user_counts(user) -> dict[str, float]:
     return dict(zip(total, grpo.summed(list(total.values())))) if total else {}
 
 
+def keep_checksum(run: grpo.Run, file: str) -> None:
+    """ValueError if a resumed run's file of conversations has changed: its steps would be others."""
+    now = {"file": file, "checksum": grpo.file_checksum(file)}
+    before = run.read("data.json", now)
+    if before["checksum"] != now["checksum"]:
+        raise ValueError(f"--data={file} is not what it was when the run began (its checksum differs)")
+    run.write("data.json", now)
+
+
 def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     """Take a policy through the phases ("sft", "rl"), evaluating before and after each; go on from a checkpoint."""
     s, user = run.s, make_user(run.s)
@@ -1491,6 +1529,9 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     written = kept(read_talks(s.data), s.keep) if s.data and not s.files else []
     if s.data and not s.files and not written:
         raise ValueError(f"--keep={s.keep} leaves none of the conversations of --data={s.data}")
+    if seen := {talk["split"] for talk in written if talk.get("split") in ("test", "val")}:
+        raise ValueError(f"--data={s.data} has {' and '.join(sorted(seen))} tasks, which are for measuring: collect "
+                         "with eval --split=train")
 
     def texts():
         shown = range(0 if written else 60 * len(trained(s)))
@@ -1501,6 +1542,7 @@ def learn(run: grpo.Run, phases: tuple[str, ...]) -> None:
     tell = partial(measure, run, run.engine, user)
     draw = partial(lesson, s, run.tokenizer, scripted)
     if written:
+        keep_checksum(run, s.data)
         draw = partial(file_lesson, s, encoded(s, run.tokenizer, written))
     size = sum(p.numel() for p in run.model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(run.tokenizer)} tokens, gyms: {', '.join(gym_names(s))}", flush=True)
@@ -1527,7 +1569,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     if s.files:
         start_from_files(s, phases)
     for gym in trained(s) if not s.data and ("sft" in phases or s.model == "tiny") else []:
-        if envs.gym_class(gym).expert is envs.Env.expert:
+        if without_expert(gym):
             raise ValueError(f"{gym} has no expert: a cold start imitates one, and a tiny model has its words from one")
     began = time.time()
     run = grpo.Run(s, command)
@@ -1590,8 +1632,10 @@ def column_name(s: Settings) -> str:
     words += ["tool"] if s.form == "tool" else []
     words += ["thinking"] if s.thinking else []
     words += [f"slip {s.slip:g}"] if s.model == "demonstrator" and s.slip != Settings.slip else []
-    if s.model not in SCRIPTED and s.eval_temperature != Settings.eval_temperature:
-        words.append(f"T {s.eval_temperature:g}")
+    if s.model not in SCRIPTED:
+        words += [f"T {s.eval_temperature:g}"] if s.eval_temperature != Settings.eval_temperature else []
+        words += [f"{key} {getattr(s, key)}" for key in ("max_new_tokens", "context", "dtype")
+                  if getattr(s, key) != getattr(Settings, key)]
     return ", ".join(words)
 
 
@@ -1623,7 +1667,7 @@ def eval_(s: Settings) -> None:
     s, user = run.s, make_user(run.s)
     label = column_name(s)
     before = run.evals.get(label, {"gyms": {}})
-    if "failed" in before or any("agent_error" in row for row in before["gyms"].values()):
+    if "failed" in before or any(row.get("agent_errors") or row.get("user_errors") for row in before["gyms"].values()):
         del run.evals[label]                                            # the episodes that failed are played again
     if isinstance(policy, envs.Server) and label not in run.evals:
         policy.chat([{"role": "user", "content": "Hi"}], max_tokens=1)  # a wrong address leaves no folder behind
@@ -1857,9 +1901,9 @@ STUDIES = {
         "show": "travel turtle function tau persuade intention telepathy search"},
 }
 # Settings that the cold start depends on; cells that differ in others alone share one.
-COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo muon
-    reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong noise env persona
-    patience""".split())
+COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo
+    muon weight_decay dtype reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong
+    noise env persona patience""".split())
 OF_STUDIES = set("name resume preset minutes study grid tests seeds jobs".split())    # not of a study's runs
 
 
@@ -1893,6 +1937,8 @@ def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]
             name = folder_name(words)
             if name in cells:
                 raise ValueError(f"--{option}: two cells are called {name}")
+            if option == "grid" and name in ("cold", "SFT", "expert"):
+                raise ValueError(f"--grid: no cell may be called {name}: a study's own runs are")
             cells[name] = cell
     return cells
 
@@ -1973,9 +2019,10 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
     run = variant(s, command, name, {**values, **own})
     if command != "sft" and not run.files:                              # a file to imitate is of the cold start alone
         run = replace(run, data="", keep="")
-    expert = () if run.files else ("expert",)
+    expert = () if run.files or any(map(without_expert, gym_names(run))) else ("expert",)
     labels = {"sft": ("SFT", *expert), "train": ("RL", *expert), "eval": tuple(grid_cells(s, "tests", run.tests))}
     users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    users = itertools.chain(*[listed(user.removeprefix("mix:")) for user in users])
     needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
     own |= {"tests": run.tests} if run.tests else {}
     argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
@@ -2033,8 +2080,13 @@ def standing(job: Job) -> str:
         if key not in ("name", "resume") and config.get(key, value) != value:
             raise ValueError(f"{path} has --{key}={config[key]}, not {value}: choose another --name, or take that")
     evals = grpo.read_json(path / "eval.json", {})
-    done = all("failed" not in evals.get(label, {"failed": ""}) for label in job.labels)
+    done = all(measured(evals.get(label)) for label in job.labels)
     return "done" if done else "begun"
+
+
+def measured(result: dict | None) -> bool:
+    """Has an evaluation a number? Not if it failed, or if a gym's user did in all its conversations."""
+    return bool(result) and "failed" not in result and result.get("macro", {"return": 0.0})["return"] is not None
 
 
 def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
@@ -2181,16 +2233,18 @@ def study_lines(study: dict) -> list[str]:
         rows = list(cells[cell].values())
         end, start = [row["RL"] for row in rows], [row.get("start", {}).get("return") for row in rows]
         gain = [] if None in start else [row["return"] - before for row, before in zip(end, start)]
-        tasks = math.sqrt(sum(row["ci95"] ** 2 for row in end)) / len(end)
+        # not divided by the number of seeds: all meet the same tasks, of which some are hard for all
+        tasks = average(row["ci95"] for row in end)
         texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
         texts += [pm(row.get(key) for row in end) for key in show]
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
     runs = [run for rows in cells.values() for run in rows.values()]
     for label in ("demonstrator", "expert"):
-        reached = [run[label]["return"] for run in runs if label in run]
+        reached = [run[label]["return"] for run in runs if run.get(label, {}).get("return") is not None]
         if reached:
             lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
-    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds)")
+    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds; "
+                 "over tasks: of one run)")
     seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
     lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
     return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
@@ -2228,7 +2282,10 @@ def two_sided(t: float, df: int) -> float:
 
 
 def critical(df: int, chance: float) -> float:
-    """The t that Student's t exceeds, on both sides together, with this chance."""
+    """The t that Student's t exceeds, on both sides together, with this chance; of many degrees of freedom, the
+    normal distribution's."""
+    if df > 1000:
+        return NormalDist().inv_cdf(1 - chance / 2)
     low, high = 0.0, 1e6
     for _ in range(100):
         middle = (low + high) / 2
@@ -2256,6 +2313,13 @@ def separation(returns: dict[str, list[float]]) -> list[str]:
 
     def least(n: int, chance: float) -> float:
         return critical((count - 1) * (n - 1), chance) * s * math.sqrt(2 / n)
+
+    def fewest(chance: float) -> str:
+        low, high = 1, 10_000
+        while high - low > 1:                                           # `least` falls with n
+            middle = (low + high) // 2
+            low, high = (low, middle) if least(middle, chance) < gap else (middle, high)
+        return f"{high}" if high < 10_000 else "10,000 or more"
     best, worst = int(means.argmax()), int(means.argmin())
     gap = float(means[best] - means[worst])
     if not gap:
@@ -2267,7 +2331,7 @@ def separation(returns: dict[str, list[float]]) -> list[str]:
                 "separated if it was the one pair to look at, not as the widest of all."
                 if gap > least(seeds, .05) else "not separated.")]
     if gap <= least(seeds, .05 / pairs):
-        need = [next((n for n in range(2, 10_000) if least(n, chance) < gap), 10_000) for chance in (.05, .05 / pairs)]
+        need = [fewest(chance) for chance in (.05, .05 / pairs)]
         lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
                      f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
     return lines
@@ -2411,7 +2475,7 @@ def curves_picture(panels: dict[str, dict[str, list]]):
         for axis in axes[len(found):]:
             axis.set_visible(False)
         note = "; band: lowest and highest seed" if several else ""
-        figure.supylabel(f"return, mean of 5 steps{note}", fontsize=8)
+        figure.supylabel(f"return; in training a mean of 5 steps{note}", fontsize=8)
     return "curves", text, draw
 
 
@@ -2497,8 +2561,9 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
 
 def bars_picture(columns: dict[str, dict]):
     """What each policy of a run earns in each gym, with intervals over tasks."""
-    gyms = list(next(iter(columns.values()))["gyms"])
-    value = {(name, gym): column["gyms"][gym] for name, column in columns.items() for gym in gyms}
+    gyms = list(dict.fromkeys(itertools.chain(*[column["gyms"] for column in columns.values()])))
+    none = {"return": None, "ci95": None}                               # of tests in other gyms
+    value = {(name, gym): column["gyms"].get(gym, none) for name, column in columns.items() for gym in gyms}
     most = max([of["return"] or 0.0 for of in value.values()])
     text = []
     for gym in gyms:
@@ -2607,7 +2672,8 @@ def run_pictures(path: Path) -> list:
     settings, evals = grpo.read_json(path / "config.json", {}), grpo.read_json(path / "eval.json", {})
     lines = {"mean": [curve(path)], **{gym: [curve(path, gym)] for gym in envs.GYMS}}
     pictures = [curves_picture({"": lines})]
-    columns = {name: column for name, column in evals.items() if "failed" not in column and name != "untrained"}
+    columns = {name: column for name, column in evals.items() if name != "untrained" and "failed" not in column
+               and isinstance(column["gyms"], dict)}                    # not the fidelity of a self-play's user
     if columns:
         pictures.append(bars_picture(columns))
     return [*pictures, strips_picture(path, settings)]
@@ -2753,6 +2819,8 @@ def run_record(path: Path, settings: dict) -> dict:
     """What a report shows of a run beside its conversations."""
     evals = {}
     for policy, result in grpo.read_json(path / "eval.json", {}).items():
+        if not isinstance(result["gyms"], dict):                        # the fidelity of a self-play's user
+            continue
         tables = {**result["gyms"], "macro average": result["macro"], "micro average": result["micro"]}
         rows = {name: {key: row.get(key) for key in MEASURES} for name, row in tables.items()}
         evals[policy] = {"table": rows, "failed": result.get("failed", "")}
@@ -3223,7 +3291,10 @@ function drawWhy(talk, t) {
     return box;
   }
   const R = num(c.R[S.trajectory][talk.place]), z = signed(c.z[S.trajectory][talk.place]);
-  box.append(el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme, "
+  // scores that are equal under this scheme alone, such as sums of conversations of several lengths
+  const idle = !known(c.advantages[trained(S)].flat()).some(Boolean);
+  box.append(idle ? el("p", {}, "By this scheme all rollouts of the group have the same score: it pays all of them 0.")
+    : el("ol", {}, ...explain(talk, t)), el("p", {className: "dim small"}, "The same turn under every scheme, "
     + `on one scale of colour. By ${S.trajectory}, R is ${R}, mean R ${num(c.mean[S.trajectory])}, z ${z}. `
     + "Click one for its arithmetic."),
   el("div", {className: "scroll"}, grid));

@@ -91,6 +91,8 @@ def test_what_a_grid_means():
         "held-out": {"gyms": "travel,turtle", "user_noise": "0.2"},
         "loo": {"combine": "loo"}}
     assert list(userrl.grid_cells(s, "grid", "x: steps=0%,50%")) == ["x-steps0", "x-steps21"]
+    with pytest.raises(ValueError, match="no cell may be called cold"):     # it took the place of its own cold start
+        userrl.grid_cells(s, "grid", "cold: turn=em")
 
 
 def test_all_cells_of_a_seed_share_a_cold_start():
@@ -103,6 +105,11 @@ def test_all_cells_of_a_seed_share_a_cold_start():
     assert jobs["x/em-s1"].needs == ["x/cold-s1"] and "--model=runs/x/cold-s1" in jobs["x/em-s1"].argv
     assert jobs["x/sft_steps0-s0"].needs == [] and jobs["x/sft_steps0-s0"].wanted["model"] == "tiny"
     assert jobs["x/em-s1"].wanted["workers"] == 1 and jobs["x/em-s1"].wanted["seed"] == 1
+    # SFT decays weights, too; and a user among several waits for its model
+    cells = userrl.grid_cells(s, "grid", "weight_decay=0,0.1 | mixed: user=mix:scripted+userlm:runs/x/userlm")
+    jobs = {job.name: job for job in userrl.study_jobs(s, "x", cells, "")}
+    assert jobs["x/weight_decay0.1-s0"].needs == ["x/cold-weight_decay0.1-s0"]
+    assert "x/userlm" in jobs["x/mixed-s0"].needs and "x/userlm" in jobs
 
 
 @pytest.mark.parametrize("study", userrl.STUDIES)
@@ -181,6 +188,8 @@ def test_quantiles_of_students_t():
     table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 28: 2.0484, 29: 2.0452}
     for df, t in table.items():
         assert userrl.critical(df, 0.05) == pytest.approx(t, abs=1e-4)
+    assert userrl.critical(1001, 0.05) == pytest.approx(1.96, abs=1e-4)
+    assert userrl.critical(1000, 0.05) == pytest.approx(userrl.critical(1001, 0.05), rel=0.002)
 
 
 def test_separation_by_hand():
@@ -195,6 +204,23 @@ def test_separation_by_hand():
     assert "separated." in userrl.separation({"a": [1, 2.001], "b": [3, 4], "c": [1, 2]})[1]
     assert userrl.separation({"a": [1], "b": [2]})[0].startswith("one seed says nothing")
     assert userrl.separation({"a": [1, 1]}) == []
+    # seeds were counted one by one, for an hour where cells are this close
+    assert "10,000 or more for the widest" in userrl.separation({"a": [0, 1, 2], "b": [1e-6, 0, 3]})[2]
+
+
+def test_what_a_study_counts_as_measured():
+    """A gym whose user had always failed left no number, and the study took the run for done; an expert without one
+    ended the table in a traceback."""
+    assert not userrl.measured(None) and not userrl.measured({"failed": "down", "macro": {"return": None}})
+    assert not userrl.measured({"macro": {"return": None}}) and userrl.measured({"macro": {"return": 0.0}})
+    assert userrl.measured({"gyms": ["intention"], "tau": 1.0})
+    rows = {"0": {"RL": {"return": 0.5, "ci95": 0.3}, "expert": {"return": None}},
+            "1": {"RL": {"return": 0.7, "ci95": 0.1}, "expert": {"return": None}}}
+    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": {"a": {}}, "tests": [],
+             "results": {"cells": {"a": rows}, "tests": {}}}
+    lines = userrl.study_lines(study)
+    # 1.271 over the seeds; over tasks .2, not .2 / sqrt(2): both seeds meet the same tasks
+    assert lines[3].split()[-5:] == ["0.600", "±", "1.271", "0.200", "-"] and "expert" not in "".join(lines)
 
 
 def test_best_of_k_by_counting():
@@ -253,6 +279,14 @@ def test_pictures_are_drawn(here):
     svg = Path("runs/made/pictures/grid.svg").read_text()
     assert ">naive<" in svg and ">3.050<" in svg
     assert Path("runs/made/pictures/grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_policies_of_several_gyms_stand_in_one_picture():
+    """`plot` refused an evaluation whose --tests differ in gyms, and a self-play with its user's fidelity beside."""
+    of = {"return": 1.0, "ci95": 0.1}
+    _, text, _ = userrl.bars_picture({"a": {"gyms": {"travel": of}}, "b": {"gyms": {"tau": {**of, "return": 2.0}}}})
+    assert [line.split()[:3] for line in text] == [
+        ["travel", "a", "1.000"], ["travel", "b", "-"], ["tau", "a", "-"], ["tau", "b", "2.000"]]
 
 
 @pytest.mark.parametrize("argv, words", [

@@ -1,5 +1,7 @@
 """Any agent: the form of a tool, models behind servers, tables of several columns, conversations from files."""
+import itertools
 import json
+import threading
 from pathlib import Path
 
 import envs
@@ -110,6 +112,48 @@ def test_a_server_that_dies_costs_episodes_not_returns(here, serve, capsys, monk
     assert userrl.main(argv) == 0 and len(server.seen) == 1 + 5 * 3
     table = json.loads(Path("runs/board/eval.json").read_text())[server.address]["gyms"]
     assert [row["n"] for row in table.values()] == [3, 3] and "agent_error" not in table["telepathy"]["ended"]
+
+
+def test_episodes_whose_user_failed_are_played_again(here, serve, monkeypatch):  # noqa: F811
+    """They never were: the column said "-" for ever."""
+    server = serve(lambda sent: "[action] Is it big?")
+    argv = ["eval", "--name=board", *SMALL, f"--model={server.address}"]
+    with monkeypatch.context() as away:
+        away.setattr(envs.ScriptedUser, "answer", lambda user, queries: [OSError("away") for _ in queries])
+        assert userrl.main(argv) == 0
+    table = json.loads(Path("runs/board/eval.json").read_text())[server.address]
+    assert table["macro"]["return"] is None and table["gyms"]["telepathy"]["user_errors"] == 3
+    assert userrl.main(argv) == 0
+    table = json.loads(Path("runs/board/eval.json").read_text())[server.address]
+    assert table["gyms"]["telepathy"]["n"] == 3 and table["gyms"]["telepathy"]["user_errors"] == 0
+
+
+def test_ctrl_c_while_the_last_conversations_of_a_gone_server_end():
+    """It was a traceback: what a thread had raised was taken for a conversation."""
+    failed = threading.Event()
+
+    class Server:
+        asked = 0
+
+        def chat(self, *args, **fields):
+            Server.asked += 1
+            if Server.asked > 1:
+                raise OSError("gone")
+            failed.wait(30)
+            raise grpo.Stop
+    s = userrl.Settings(rows=2)
+    played = userrl.served_episodes(s, Server(), [envs.make("intention", index) for index in range(20)])
+    assert [status for _, (*_, status, _) in itertools.islice(played, 8)] == ["agent_error"] * 8
+    failed.set()
+    with pytest.raises(grpo.Stop):
+        list(played)
+
+
+def test_a_column_says_how_it_was_asked_where_that_changes_its_numbers():
+    """With --max_new_tokens=512 instead of 80 the old numbers were shown, and nothing was asked."""
+    some = {"model": "m@http://a/v1", "eval_temperature": 0.0, "max_new_tokens": 512, "rows": 3}
+    assert userrl.column_name(userrl.Settings(**some)) == "m@http://a/v1, T 0, max_new_tokens 512"
+    assert userrl.column_name(userrl.Settings(model="expert", max_new_tokens=512)) == "expert"
 
 
 @pytest.mark.parametrize("reply, says", [(401, "HTTP 401"), (404, "HTTP 404"), (b"garbage", "no chat completion")])
@@ -228,3 +272,21 @@ def test_rejection_sampled_sft_is_two_commands(here, capsys):
     assert "a file to imitate is for sft and demo" in capsys.readouterr().err
     assert userrl.main(["sft", f"--data={file}", "--sft_steps=1", *small, "--context=600"]) == 2
     assert grpo.chat_of(grpo.load_policy("runs/best", "cpu")[1]).after == "\n"
+    # a file that has grown gave a resumed run other conversations, silently
+    whole = Path(file).read_text()
+    Path(file).write_text(whole * 2)
+    capsys.readouterr()
+    assert userrl.main(["sft", "--name=best", "--resume=True"]) == 2
+    assert "is not what it was when the run began" in capsys.readouterr().err
+    # held-out tasks were imitated, and then measured as held out
+    Path(file).write_text(whole.replace('"split": "train"', '"split": "test"'))
+    assert userrl.main(["sft", f"--data={file}", "--sft_steps=1", *small]) == 2
+    assert "has test tasks, which are for measuring" in capsys.readouterr().err
+
+
+def test_what_a_conversation_earned_must_be_numbers():
+    """--keep died on a reward that was a text."""
+    good, bad = own(rewards=(0.5, 1)), {**own(), "rewards": ["much"]}
+    assert userrl.kept([good, own(rewards=(0.0,))], "top:1,least:1") == [good]
+    with pytest.raises(ValueError, match="this file has none"):
+        userrl.kept([good, bad], "top:1")

@@ -635,6 +635,16 @@ def test_options_of_a_gym():
     assert userrl.env_options(s, "function") == {"level": 2}
 
 
+def test_the_paper_trains_and_tests_travel_by_other_rewards():
+    """--preset=paper measured held-out trips with the rewards of training."""
+    _, s = grpo.parse(["train", "--preset=paper", "--model=runs/x"], userrl.Settings, userrl.COMMANDS)
+    paid = {split: userrl.make_env(s, "travel", 0, split, None) for split in ("train", "val", "test")}
+    assert {split: (env.search_reward, env.preference_reward) for split, env in paid.items()} == {
+        "train": (0.0, 0.8), "val": (0.2, 0.6), "test": (0.2, 0.6)}
+    with pytest.raises(ValueError, match="split:gym.option=value"):
+        userrl.env_options(userrl.Settings(env="exam:travel.search_reward=0"), "travel")
+
+
 # ---- what is reported
 
 def episode(*earned, **more):
@@ -669,6 +679,11 @@ def test_a_gym_whose_user_always_failed_has_no_numbers(capsys):
     assert [line.split()[-1] for line in lines[3:7]] == ["-"] * 4       # b, macro, micro, solved
     assert lines[7].startswith("ended: user error") and lines[7].endswith("  33 %")
     assert lines[-1] == "a long name of a policy, b: 1 episodes left out, their user failed: server down"
+    # with two samples a task, one of which was lost, pass@1 has no number; and columns may differ in their user
+    two = userrl.summarise({"a": [episode(1), {**broken}], "b": [episode(1), {**broken}]}, "another", samples=2)
+    userrl.print_table({"one": out, "two": two})
+    lines = capsys.readouterr().out.splitlines()
+    assert "(one: u)" in lines and "(two: another)" in lines and "pass@" not in "".join(lines)
 
 
 def test_why_conversations_ended():
