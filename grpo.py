@@ -577,14 +577,16 @@ def recomputed(forward, *args, **kwargs):
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def logits_of(model, hidden):
-    """Float32 logits [..., V] of hidden states [..., hidden]. A bf16 product would round a logit of 20 by up to 0.06,
-    which is more than an RL step changes."""
+def head_of(model):
+    """(weight [V, hidden], bias [V] or None) that make logits, in float32. A bf16 product would round a logit of 20 by
+    up to 0.06, which is more than an RL step changes."""
     head = model.get_output_embeddings()
-    if head.weight.dtype == torch.float32:
-        return head(hidden)
-    bias = None if head.bias is None else head.bias.float()
-    return F.linear(hidden.float(), head.weight.float(), bias)
+    return head.weight.float(), None if head.bias is None else head.bias.float()
+
+
+def logits_of(model, hidden):
+    """Float32 logits [..., V] of hidden states [..., hidden]."""
+    return F.linear(hidden.float(), *head_of(model))
 
 
 # ------------------------------------------------------------------------------------------------ engine
@@ -596,6 +598,24 @@ def check_attention(config, length):
     odd = kinds - {"full_attention", "sliding_attention"}
     if odd or (kinds != {"full_attention"} and window < length):
         raise PolicyError(f"layers of kind {sorted(kinds)} (window {window}) have no ragged cache here")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        known = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if length >= known:
+            raise PolicyError(f"its rotary positions change where a call is longer than {known} tokens, and with them "
+                              f"what the cache holds: keep --context below")
+
+
+DEAF = "this model does not pass on to its attention what is meant for it: no ragged cache here"
+
+
+def check_backend(model):
+    """PolicyError if a model's attention cannot be replaced, or has no plain keys and values for the cache."""
+    config = model.config
+    if not getattr(model, "_supports_attention_backend", False) or not hasattr(config, "num_attention_heads") \
+            or getattr(config, "kv_lora_rank", None):
+        raise PolicyError(f"a model of type {config.model_type} has an attention that cannot be replaced: no ragged "
+                          "cache here")
 
 
 def check_extras(kwargs):
@@ -624,6 +644,9 @@ def tail_mask(T, S, like):
 
 def tail_attention(query, key, value, mask, scaling):
     """Attention of a conversation's last T tokens over all S of it: [1, H, T, D] x [1, kv, S, D] -> [1, T, H, D]."""
+    if query.is_cuda and query.dtype == torch.float32:
+        # of a GPU's kernels the one for float32 knows no heads that share keys: all scores would be kept, T x S a head
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2)
 
@@ -640,6 +663,8 @@ def ragged_attention(module, query, key, value, attention_mask, scaling=None, ta
         out = [tail_attention(q, key[row, None, :, :length], value[row, None, :, :length], mask, scaling)
                for q, (row, _, length, mask) in parts]
         return torch.cat(out, 1), None
+    if attention_mask is None:
+        raise PolicyError(DEAF)
     B, H, T, D = query.shape  # rows, query heads, new tokens, head size
     query = query.reshape(B, key.shape[1], -1, D)  # [B, kv, H/kv * T, D]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
@@ -690,6 +715,7 @@ class Engine:
 
     def __init__(self, model, tokenizer, rows=64, max_len=2048, graphs=True):
         config = model.config
+        check_backend(model)
         check_attention(config, max_len)
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
@@ -778,7 +804,13 @@ class Engine:
                 self.logits[:rows] = logits_of(self.model, hidden)
             # all share the memory of the others, if there are others: it is gone with the last of them
             pool = next((pool for *_, pool in self.steps.values()), None)
-            graph, pool = captured(step, pool)
+            try:
+                graph, pool = captured(step, pool)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise PolicyError(f"a decode step of this model cannot be captured, try --graphs=False: {reason(error)}"
+                                  ) from error
             self.steps[rows, longest] = inputs, graph, pool
         graph()
         return self.logits[:B]
@@ -1221,6 +1253,8 @@ class Pack:
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, **kwargs):
     """Attention of a `Pack`, piece by piece: each sees its way alone."""
     check_extras(kwargs)
+    if pack is None:
+        raise PolicyError(DEAF)
     last = getattr(module, "layer_idx", None) == pack.last_layer
     keys, values, out = key.split(pack.sizes, 2), value.split(pack.sizes, 2), []  # [1, kv, size, D]
     queries = query.index_select(2, pack.rows).split(pack.counts, 2) if last else query.split(pack.sizes, 2)
@@ -1282,8 +1316,11 @@ def logps_at(model, hidden, target, temperature):
     vocabulary) is recomputed in the backward pass instead of kept: 8k tokens x 151k words would be 5 GB.
     """
 
+    # once: what each chunk had of its own, their gradients were added in the weights' dtype
+    head = head_of(model)
+
     def chunk_logps(h, y):
-        logits = logits_of(model, h)  # [n, V]
+        logits = F.linear(h.float(), *head)  # [n, V]
         if temperature != 1:
             logits = logits / temperature
         return logits.gather(-1, y[:, None])[:, 0] - logits.logsumexp(-1)
@@ -1365,7 +1402,7 @@ def check_place():
         raise ValueError(f"RANK={place} and WORLD_SIZE={size} are set, but not as torchrun sets them: unset both")
 
 
-def join(workers, program):
+def join(workers, program, device=""):
     """Make one of `workers` processes: under torchrun join the others, else start them as `python` + program.
 
     Each plays and learns from its share of the tasks, gradients are summed. On a CPU two processes of one thread were
@@ -1374,9 +1411,12 @@ def join(workers, program):
     ends the others within seconds.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        if torch.cuda.is_available():
+        gpu = torch.cuda.is_available() and device != "cpu"
+        if ":" in device:
+            raise ValueError(f"--device={device}: torchrun gives each process a GPU of its own")
+        if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo")
         if rank():
             sys.stdout = open(os.devnull, "w", errors="replace")        # the first process says it for all
         return []
@@ -1957,8 +1997,8 @@ class RunSettings:
         if not re.fullmatch(r"([\w.-]+(/[\w.-]+)?)?", self.name) or {".", ".."} & set(self.name.split("/")):
             raise ValueError(f"--name is a plain folder name, or STUDY/CELL, not {self.name!r}")
         try:
-            torch.zeros(1, device=self.device or "cpu").tolist()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            torch.zeros(1, dtype=torch.float64, device=self.device or "cpu").tolist()       # sampling sums in float64
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             raise ValueError(f"--device={self.device}: {reason(error)}") from None
 
 
@@ -2234,7 +2274,9 @@ def share_work(s):
         workers = 1
     if workers > 1 and "RANK" not in os.environ:
         program = this_program()
-    team.extend(join(workers, program))
+    team.extend(join(workers, program, s.device))
+    if s.device.startswith("cuda:"):
+        torch.cuda.set_device(s.device)                                 # graphs are captured on the current one
 
 
 def this_script():
@@ -2275,7 +2317,12 @@ def chosen_policy(s):
     else:
         model, tokenizer = load_policy(s.model, device=s.device or None)
     tokenizer.thinking = s.thinking                                     # see `chat_key`
-    return cast(model, s.dtype), tokenizer
+    dtype = s.dtype
+    if model.dtype == torch.float16 and not dtype:
+        # gradients of a long step, divided by its tokens, are below what float16 can hold
+        dtype = "bfloat16"
+        print(f"{s.model} is in float16: taken as bfloat16 (or --dtype=float32)", flush=True)
+    return cast(model, dtype), tokenizer
 
 
 def first_policy(run, texts, envs, base=None):
@@ -2362,7 +2409,9 @@ def train_sft(run, draw, hold, first):
     only after a share `hold` of the steps.
     """
     s, start = run.s, time.time()
-    number = run.state.get("numbers", range(world()))[rank()]
+    numbers = run.state.get("numbers", range(world()))
+    # of as many processes as saved them; with others each goes on behind all of them
+    number = numbers[rank()] if len(numbers) == world() else max(numbers) + rank()
     for step in range(first + 1, s.sft_steps + 1):
         began = time.time()
         batch, number = draw(step, number)

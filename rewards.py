@@ -251,9 +251,13 @@ def leave_one_out(returns):
 
 
 def _scale(w, n, z):
-    divisor = math.fsum(n_t * w_t for n_t, w_t in zip(n, w))
+    parts = [n_t * w_t for n_t, w_t in zip(n, w)]
+    divisor = math.fsum(parts)
+    # penalties and rewards that cancel leave the noise of their digits, no sum to divide by
+    if abs(divisor) <= 1e-12 * math.fsum(map(abs, parts)):
+        return [0.0 for _ in w]
     used = sum(n_t for n_t, w_t in zip(n, w) if w_t != 0)
-    return [w_t * (used / divisor) * z if divisor else 0.0 for w_t in w]
+    return [w_t * (used / divisor) * z for w_t in w]
 
 
 def _token_mean(w, n):

@@ -260,6 +260,12 @@ def test_golden_numbers_of_the_released_code():
             assert mine == pytest.approx(theirs, abs=2e-3), name
 
 
+def test_credits_that_cancel_are_no_sum_to_divide_by():
+    """.3 - .1 - .2 is 4e-17, not 0: a penalty that undoes a reward gave advantages of 1e16."""
+    a = R.turn_advantages([[.3, -.1, -.2], [.5, 0, 0]], [[7] * 3] * 2, [0, 0], "naive", "mean", "scale")
+    assert a[0] == [0.0, 0.0, 0.0] and a[1][0] > 0
+
+
 # ---- the three defects of scale, in numbers, and shift beside it ----
 
 def first_rollout(rewards, turn, combine):
