@@ -2246,7 +2246,11 @@ def study_lines(study: dict) -> list[str]:
     lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds; "
                  "over tasks: of one run)")
     seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
-    lines += separation({cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()})
+    returns = {cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()}
+    lines += separation(returns)
+    for setting, margin in margins(study["cells"], returns).items():
+        means = ", ".join(f"{value} {average(of):.3f}" for value, of in margin.items())
+        lines += ["", f"{setting}, mean over all else: {means}", *separation(margin)]
     return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
 
 
@@ -2335,6 +2339,29 @@ def separation(returns: dict[str, list[float]]) -> list[str]:
         lines.append(f"To tell this gap it would take {need[0]} seeds for a pair named beforehand, {need[1]} for the "
                      f"widest: the fewest n with t(n) s sqrt(2 / n) < {gap:.3f}, s = {s:.3f}.")
     return lines
+
+
+def margins(cells: dict[str, dict], returns: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """Of a grid in which two or more settings vary, each setting by itself: setting -> value -> a number per seed, the
+    mean over all else.  Every cell tells of every setting: gaps are seen that are lost between two cells.
+
+    cells: cell -> {setting: value}.  Cells that are not part of the largest grid are left out.
+    """
+    alike: dict[tuple, list[str]] = {}
+    for cell in returns:
+        alike.setdefault(tuple(cells[cell]), []).append(cell)
+    grid = max(alike.values(), key=len, default=[])
+    values = {key: list(dict.fromkeys(cells[cell][key] for cell in grid)) for key in (cells[grid[0]] if grid else {})}
+    varied = {key: some for key, some in values.items() if len(some) > 1}
+    if len(varied) < 2 or len(grid) < math.prod(map(len, varied.values())):
+        return {}
+    found: dict[str, dict] = {}
+    for key, some in varied.items():
+        found[key] = {}
+        for value in some:
+            rows = [returns[cell] for cell in grid if cells[cell][key] == value]
+            found[key][value] = [average(of_seed) for of_seed in zip(*rows)]
+    return found
 
 
 def ablate(s: Settings) -> None:

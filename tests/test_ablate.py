@@ -208,6 +208,19 @@ def test_separation_by_hand():
     assert "10,000 or more for the widest" in userrl.separation({"a": [0, 1, 2], "b": [1e-6, 0, 3]})[2]
 
 
+def test_a_setting_by_itself():
+    """Naive 1 3 and em 2 6 (sum), 3 5 and 6 12 (mean). What is not part of the grid is out, and a grid with a hole."""
+    cells = {f"{turn}-{score}": {"turn": turn, "trajectory": score}
+             for turn, score in itertools.product(("naive", "em"), ("sum", "mean"))}
+    cells["loo"] = {"combine": "loo"}
+    returns = {"naive-sum": [1, 3], "naive-mean": [3, 5], "em-sum": [2, 6], "em-mean": [6, 12], "loo": [9, 9]}
+    assert userrl.margins(cells, returns) == {
+        "turn": {"naive": [2, 4], "em": [4, 9]}, "trajectory": {"sum": [1.5, 4.5], "mean": [4.5, 8.5]}}
+    del returns["em-mean"]
+    assert userrl.margins(cells, returns) == {} == userrl.margins({}, {})
+    assert userrl.margins(cells, {"loo": [9, 9]}) == {}
+
+
 def test_what_a_study_counts_as_measured():
     """A gym whose user had always failed left no number, and the study took the run for done; an expert without one
     ended the table in a traceback."""
@@ -264,6 +277,7 @@ def test_a_study_is_told_in_text_without_matplotlib(here, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "naive-sum          2    0.500 ± 0.000    0.050 ± 0.635" in out
     assert "loo over naive-sum, by 4.000: separated." in out
+    assert "turn, mean over all else: naive 0.550, em 2.550\n" in out and "em over naive, by 2.000: separated." in out
     # the mean of five steps, here of as many as there are
     assert "turn naive sum            1.000 ▁▁▂  2.000" in out
     assert "em         2.050 ± 0.635    3.050 ± 0.635" in out
