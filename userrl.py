@@ -2514,7 +2514,7 @@ def dots_picture(study: dict):
     columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
     earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
     order = sorted(cells, key=earned.get)
-    for column, label in itertools.product(columns, ("start", "demonstrator", "expert")):
+    for column, label in itertools.product(columns, ("demonstrator", "expert")):
         beside[column, label] = average(run[label].get(column) for run in runs if label in run)
 
     def draw(figure):
@@ -2529,8 +2529,11 @@ def dots_picture(study: dict):
                 axis.plot(values, [y] * len(values), "o", color=COLOURS[5], markersize=3, markeredgewidth=0, alpha=0.8)
                 axis.errorbar(mean, y, xerr=0 if math.isnan(half) else half, fmt="o", color=COLOURS[0], markersize=5,
                               linewidth=1.2)
+                before = average(run["start"].get(column) for run in cells[cell].values() if "start" in run)
+                if before is not None:                                  # cells may differ in their cold start
+                    axis.plot(before, y, "|", color=GREY, markersize=10, markeredgewidth=1.5)
             left, right = axis.get_xlim()
-            for label, style in (("start", "-"), ("demonstrator", "--"), ("expert", ":")):
+            for label, style in (("demonstrator", "--"), ("expert", ":")):
                 x = beside[column, label]
                 # an expert far away would squeeze all that the picture is about
                 if x is not None and left - (right - left) <= x <= right + (right - left):
@@ -2541,7 +2544,7 @@ def dots_picture(study: dict):
             axis.locator_params(axis="x", nbins=4)
             axis.tick_params(axis="y", length=0)
         figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
-                         "(line), demonstrator (dashes), expert (dots)", fontsize=8)
+                         "(tick), demonstrator (dashes), expert (dots)", fontsize=8)
     return "cells", [], draw
 
 
