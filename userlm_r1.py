@@ -883,11 +883,23 @@ def judge_prompt(t: Turn) -> str:
             f"Answer with four lines, a whole number from 0 to 10 each:\n{wanted}")
 
 
+# a line of a verdict, however it is decorated ("1. **Strategy:** 8/10"); a remark behind the number holds no number
+GIVEN = rf"^[^\w\n]*(?:\d+[.)][^\w\n]*)?({'|'.join(RUBRICS)})[^\w\n]*?:[ *_]*(.*)$"
+NUMBER = r"""(10|[0-9])[*_]*(?: ?/ ?10)?[.,;*_"})]*(?:\s[^\d%]*)?"""
+
+
 def verdict(text) -> dict[str, float]:
-    """A judge's rubrics in [0, 1], if it gave all four once; otherwise none, and the rules' own stand."""
-    lines = re.findall(r"^[^\w\n]*(\w+)\W*: *(\d+)\b", str(text), re.M)
-    given = [(name, float(n) / 10) for name, n in lines if name in RUBRICS and float(n) <= 10]
-    return dict(given) if sorted(name for name, _ in given) == sorted(RUBRICS) else {}
+    """A judge's rubrics in [0, 1], if it gave all four once, whole numbers up to 10; else none, the rules' own stand.
+
+    What it drafted in a closed thought is not its verdict, and while it still thinks it has none.
+    """
+    text = str(text).rpartition("</think>")[2]
+    lines = re.findall(GIVEN, text, re.M | re.I)
+    given = {name.lower(): re.fullmatch(NUMBER, said) for name, said in lines}
+    each_once = len(lines) == len(given) == len(RUBRICS) and all(given.values())
+    if "<think>" in text or not each_once:
+        return {}
+    return {name: float(number[1]) / 10 for name, number in given.items()}
 
 
 class Judge:

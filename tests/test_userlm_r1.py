@@ -534,6 +534,29 @@ def test_a_judge_is_heard_only_if_it_answers_the_question(text, used):
     assert env.log[0].scores["strategy"] == (0.6 if used else 1.0) and env.user.unused == (not used)
 
 
+@pytest.mark.parametrize("first", [
+    "consistency: 8.9", "consistency: 0.7", "consistency: 3-4", "consistency: 3 - 4", "consistency: 10,5",
+    "consistency: 1/5", "consistency: 8/100", "consistency: 80%", "consistency: -3", "consistency: 11",
+    "consistency: 11\nconsistency: 5", "consistency: 5\nConsistency: 5", "consistency: well\nconsistency: 5",
+    "<think>\nconsistency: 5"])
+def test_a_verdict_that_is_none_is_not_made_one(first):
+    """"8.9" was read as .8, "3-4" as .3, "1/5" as .1; an 11 was dropped, so that a second line stood for it; a draft
+    counted while the judge still thought."""
+    assert u.verdict(f"{first}\nreasoning: 4\nalignment: 5\nstrategy: 6") == {}
+
+
+@pytest.mark.parametrize("first", [
+    "consistency: 8", "Consistency: 8", "**consistency:** 8", "**Consistency**: 8/10", "1. consistency: 8",
+    "- consistency: 8.", "2) *consistency*: **8** / 10", '"consistency": 8,', "consistency: 8 (fits well)",
+    "consistency: 8, like a person", "consistency: 8 \r",
+    "<think>\nconsistency: 3\nstrategy: 2\n</think>\nconsistency: 8",
+    "consistency: 3\n</think>\n\nSo:\n\nconsistency: 8"])
+def test_a_verdict_is_heard_however_it_is_written(first):
+    """A capital, stars, a list's number or "/10" made it none; so did a thought with a draft in it."""
+    assert u.verdict(f"{first}\nreasoning: 10\nalignment: 0\nstrategy: 6") == dict(
+        consistency=.8, reasoning=1, alignment=0, strategy=.6)
+
+
 def test_a_judge_hears_the_teacher_but_nothing_unfit():
     """The teacher's turns were never shown to the judge under whose name they were printed."""
     seen = []
