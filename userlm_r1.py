@@ -502,7 +502,9 @@ class Turn:
     reply: Reply
     faults: list[str]
     act: str                            # what the words do; "none" if they are unfit
-    scores: dict = field(default_factory=dict)
+    rules: dict = field(default_factory=dict)                           # the scores by the rules
+    scores: dict = field(default_factory=dict)                          # those that count
+    unheard: bool = False               # the judge gave no verdict on it
 
 
 class CallEnv:
@@ -516,7 +518,8 @@ class CallEnv:
         …
     A call ends when the user says goodbye, when the agent has no move left, or when it hangs up because two turns could
     not be heard (were unfit); a single-turn task ("trap", "twin", "other", "note") ends after one reply.
-    `judge` (optional) answers a prompt about the turn with numbers that replace the rules' rubrics.
+    `judge` (optional) answers a prompt about the turn with numbers that replace the rules' rubrics; unfit words are not
+    worth its time, and with it their rubrics are 0.
     """
 
     def __init__(self, task: dict, mode: str = "full", weights: dict | None = None, judge=None, long: bool = False):
@@ -554,18 +557,22 @@ class CallEnv:
     def turn(self, text: str):
         """The user's turn; a generator that may yield a prompt for the judge.  Returns Gymnasium's five-tuple."""
         t = self.hear(text)
-        t.scores = {name: float(component(t)) for name, component in COMPONENTS.items()}
-        # unfit words are not worth a judge's time
-        if self.user and not t.faults:
-            judged = verdict((yield judge_prompt(t)))
-            self.user.unused += not judged
-            t.scores = {**t.scores, **judged}
+        t.scores = t.rules = {name: float(component(t)) for name, component in COMPONENTS.items()}
+        if self.user:
+            judged = dict.fromkeys(RUBRICS, 0.0)
+            if not t.faults:
+                judged = verdict((yield judge_prompt(t)))
+                t.unheard = not judged
+                self.user.unused += t.unheard
+            t.scores = {**t.rules, **judged}
         self.log.append(t)
         self.profile = t.reply.profile or self.profile
         self.agent = self.answer(t)
-        reward = sum(self.weights[name] * t.scores[name] for name in self.weights)
         hidden = {"move": t.move["kind"], "act": t.act, "faults": list(t.faults), "scores": dict(t.scores)}
-        return self.agent, reward, self.over, False, {"public": {}, "hidden": hidden}
+        return self.agent, self.reward(t), self.over, False, {"public": {}, "hidden": hidden}
+
+    def reward(self, t: Turn) -> float:
+        return sum(self.weights[name] * t.scores[name] for name in self.weights)
 
     def hear(self, text: str) -> Turn:
         task, reply = self.task, read_reply(text, self.mode)
@@ -889,7 +896,7 @@ NUMBER = r"""(10|[0-9])[*_]*(?: ?/ ?10)?[.,;*_"})]*(?:\s[^\d%]*)?"""
 
 
 def verdict(text) -> dict[str, float]:
-    """A judge's rubrics in [0, 1], if it gave all four once, whole numbers up to 10; else none, the rules' own stand.
+    """A judge's rubrics in [0, 1], if it gave all four once, whole numbers up to 10; else none.
 
     What it drafted in a closed thought is not its verdict, and while it still thinks it has none.
     """
@@ -903,7 +910,8 @@ def verdict(text) -> dict[str, float]:
 
 
 class Judge:
-    """Any callable prompt -> text as the judge of a rollout.  It may fail or ramble: then the rules score the turn."""
+    """Any callable prompt -> text as the judge of a rollout.  It may fail or ramble: then the rules score the turn, in
+    training its whole group (`score_alike`)."""
     slow = True                         # asked on threads, while other calls go on
 
     def __init__(self, ask):
@@ -1979,14 +1987,26 @@ def collect(s: Settings, engine, step: int, times: dict):
         seeds += [(s.seed, 3, step, i, again) for again in range(s.group)]
     drawn = grpo.rollout(engine, todo, groups=groups, seeds=seeds, temperature=s.temperature,
                          max_new_tokens=s.max_new_tokens, clock=times)
-    if judge:
-        tell_unheard(f"step {step}: the judge {s.judge}", judge)
     talks, played = [], []
     for talk, env in zip(drawn, todo):
         if talk.turn_rewards and talk.status != "user_error":
             talks.append(talk)
             played.append(env)
+    if judge:
+        tell_unheard(f"step {step}: the judge {s.judge}", judge)
+        score_alike(talks, played)
     return talks, advantages_of(s, weights, talks, played), played
+
+
+def score_alike(talks: list, played: list) -> None:
+    """A group with a turn that went unjudged is scored by the rules: what is compared is measured alike, or whoever
+    makes a harsh judge ramble earns more than the others."""
+    unheard = {talk.group for talk, env in zip(talks, played) if any(t.unheard for t in env.log)}
+    for talk, env in zip(talks, played):
+        if talk.group in unheard:
+            for t in env.log:
+                t.scores = t.rules
+            talk.turn_rewards = [env.reward(t) for t in env.log]
 
 
 def advantages_of(s: Settings, weights: dict, talks: list, played: list) -> list[list[float]]:

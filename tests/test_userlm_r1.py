@@ -587,6 +587,27 @@ def test_a_judge_that_fails_loses_nothing():
     assert u.Judge(broken).answer(["a", "b"]) == ["", ""]
 
 
+def test_a_judge_that_rambles_pays_nobody(monkeypatch):
+    """Of two equal turns of a group the judged one earned 3.4 and the other, by the rules, 5.0: making a harsh judge
+    ramble paid.  So did words unfit to be heard, whose thought the rules scored beside judged ones."""
+    verdicts = {"first": [VERDICT, "What a turn!"], "second": [VERDICT, VERDICT]}
+    says = iter([SAID, SAID, SAID, "How can I help you?"])
+    monkeypatch.setattr(u, "make_task", lambda *rest: task(CLAIM))
+
+    def rollout(engine, todo, groups, **options):
+        talks = []
+        for env, group, verdict in zip(todo, groups, sum(verdicts.values(), [])):
+            env.reset()
+            _, earned, *_ = u.drive(env.turn(GOOD.replace(SAID, next(says))), u.Judge(lambda prompt: verdict))
+            talks.append(grpo.Trajectory(turn_rewards=[earned], group=group))
+        return talks
+    monkeypatch.setattr(grpo, "rollout", rollout)
+    monkeypatch.setattr(u, "remote", lambda address: None)
+    talks, advantages, played = u.collect(u.Settings(judge="j@http://y", tasks=2, group=2, calls=0), None, 1, {})
+    assert [talk.turn_rewards for talk in talks] == [[5.0], [5.0], [pytest.approx(3.0)], [1.0]]
+    assert [env.log[0].scores["strategy"] for env in played] == [1, 1, .6, 0] and advantages[:2] == [[0.0], [0.0]]
+
+
 class Server(BaseHTTPRequestHandler):
     """Says hello to its talk, but goes elsewhere if its address asks for that; keeps what it was sent."""
     seen = []
