@@ -400,6 +400,19 @@ def test_strategy_on_offers_by_hand(n, say, expected):
     assert t.scores["strategy"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("n, say, expected", [
+    (40, "I want 50 or 90.", .5),
+    (40, "I want 30, 50 or 70.", .5),
+    (40, "Not 40, make it 70.", 1.0),
+    (40, "That is too low, at least 50, rather 70.", 1.0),
+    (60, "Deal, I take 60 or 90.", .5),
+    (60, "Deal, I take 60, and 60 it is.", 1.0)])
+def test_a_list_of_numbers_is_no_offer(n, say, expected):
+    """One number that fits was enough: "I want 50 or 70" was right for every caller, whatever its goal."""
+    t = turn(GOOD.replace(SAID, say).replace("trust 3", "trust 5"), dict(kind="offer", n=n, last=False))
+    assert t.scores["strategy"] == pytest.approx(expected)
+
+
 def test_no_reasoning_is_judged_by_what_it_does():
     t = turn(ANSWER, mode="no_reasoning")
     assert u.valid(t.reply, "no_reasoning")
