@@ -1144,29 +1144,43 @@ def distinct_bigrams(calls: list[dict]) -> list[float]:
     return [100 * len(everywhere) / max(total, 1), 100 * half]
 
 
+def over_calls(rows: list[list]) -> list[float]:
+    """[mean, half width of its 95 % interval] of numbers that come in calls, a list each.
+
+    The turns of a call hang together: the mean is a ratio of sums over calls, and as sure as their number allows.
+    """
+    rows = [row for row in rows if row]
+    total, k = sum(map(len, rows)), len(rows)
+    if not rows:
+        return [math.nan, math.nan]
+    mean = sum(map(sum, rows)) / total
+    squares = sum((sum(row) - mean * len(row)) ** 2 for row in rows)
+    return [mean, 1.96 / total * math.sqrt(k / (k - 1) * squares) if k > 1 else math.nan]
+
+
+def counted(call: dict) -> dict[str, list]:
+    """What `fidelity` counts in a call: a number for each of its turns, or facts; flags are 0 or 100."""
+    turns, known = call["turns"], [row for row in call["told"] if row["known"]]
+    words = [len(t["say"].split()) for t in turns]
+    invented = {row["turn"] for row in call["told"] if not row["known"]}
+    shares = {"valid turns": [t["valid"] for t in turns],
+              "short turns (< 5 words)": [n < 5 for n in words],
+              "polite turns": [bool(re.search(r"\b(please|thank|sorry)", t["say"])) for t in turns],
+              "facts told in the first half": [row["turn"] < len(turns) / 2 for row in known],
+              "facts told unasked": [not row["asked"] for row in known],
+              "persona consistency": [t["scores"]["consistency"] for t in turns],
+              "ending precision": [t["end"] for t in turns if t["act"] == "end"],
+              "ending recall": [t["act"] == "end" for t in turns if t["end"]],
+              "leaks": ["leak" in t["faults"] for t in turns],
+              "inventions": [i in invented for i in range(len(turns))]}
+    return {"words a turn": words, **{name: [100.0 * x for x in row] for name, row in shares.items()}}
+
+
 def fidelity(calls: list[dict]) -> dict:
     """How much it talks like a person, tells like a person and ends like a person."""
-    turns = [t for call in calls for t in call["turns"]]
-    count = [len(t["say"].split()) for t in turns]
-    early, unasked, invents = [], [], []
-    for call in calls:
-        n, known = len(call["turns"]), [row for row in call["told"] if row["known"]]
-        early += [float(row["turn"] < n / 2) for row in known]
-        unasked += [float(not row["asked"]) for row in known]
-        invented = {row["turn"] for row in call["told"] if not row["known"]}
-        invents += [float(i in invented) for i in range(n)]
-    return {"valid turns": percent(float(t["valid"]) for t in turns),
-            "distinct bigrams": distinct_bigrams(calls),
-            "words a turn": list(rewards.mean_ci(count)),
-            "short turns (< 5 words)": percent(float(n < 5) for n in count),
-            "polite turns": percent(float(bool(re.search(r"\b(please|thank|sorry)", t["say"]))) for t in turns),
-            "facts told in the first half": percent(early),
-            "facts told unasked": percent(unasked),
-            "persona consistency": percent(t["scores"]["consistency"] for t in turns),
-            "ending precision": percent(float(t["end"]) for t in turns if t["act"] == "end"),
-            "ending recall": percent(float(t["act"] == "end") for t in turns if t["end"]),
-            "leaks": percent(float("leak" in t["faults"]) for t in turns),
-            "inventions": percent(invents)}
+    each = [counted(call) for call in calls]
+    return {"distinct bigrams": distinct_bigrams(calls), **{
+        name: over_calls([numbers[name] for numbers in each]) for name in each[0]}}
 
 
 def evaluate(s: Settings, policy, part: int = 1) -> dict:

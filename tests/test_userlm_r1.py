@@ -1,6 +1,7 @@
 """The user who thinks: profiles come back, traps have twins, rewards cannot be gamed, bad input is one line."""
 import functools
 import json
+import math
 import random
 import re
 import threading
@@ -521,6 +522,19 @@ def test_distinct_bigrams_by_hand():
     calls = [dict(turns=[dict(say=x)]) for x in ("a b c", "a b a", "d e")]
     mean, half = u.distinct_bigrams(calls)
     assert mean == pytest.approx(80) and half == pytest.approx(196 * (2 * (2 / 9 * .25 ** 2)) ** .5)
+
+
+@pytest.mark.parametrize("polite, mean, half", [
+    ([(1, 1, 1), (0, 0, 0)], 50, 196 / 6 * (2 * (1.5 ** 2 + 1.5 ** 2)) ** .5),
+    ([(1, 1), (0,), (1,)], 75, 196 / 4 * (3 / 2 * (.5 ** 2 + .75 ** 2 + .25 ** 2)) ** .5),
+    ([(1, 0)], 50, math.nan)])
+def test_the_turns_of_a_call_hang_together(polite, mean, half):
+    """Every turn counted as a sample of its own: the interval of the polite turns was 5.6 where calls say 16.3."""
+    calls = [dict(told=[], turns=[dict(say="please" * x, act="none", end=False, valid=True, faults=[],
+                                       scores=dict(consistency=1.0)) for x in call]) for call in polite]
+    table = u.fidelity(calls)
+    assert table["polite turns"] == pytest.approx([mean, half], nan_ok=True)
+    assert table["ending recall"] == pytest.approx([math.nan] * 2, nan_ok=True) and table["valid turns"][0] == 100
 
 
 def test_session_total_reproduces_the_papers_row():
