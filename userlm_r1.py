@@ -279,6 +279,12 @@ tone: calm | firm | warm, brief | chatty, polite | blunt, says PHRASE
 your dynamic profile, the same eight lines from open to state, updated (a state moves by 2 at most)
 say: one or two spoken sentences of at most 18 words
 </answer>"""
+LEFT_OUT = {"no_reasoning": r"(?s)<think>.*</think>\n", "static": r"your dynamic profile.*\n"}
+
+
+def form_of(mode: str) -> str:
+    """FORMAT, less what the mode leaves out."""
+    return re.sub(LEFT_OUT.get(mode, ""), "", FORMAT)
 
 
 @dataclass
@@ -289,7 +295,7 @@ class Reply:
     profile: Dynamic | None = None
     fields: float = 0.0                 # share of the profile's lines that read well
     say: str = ""                       # what the agent hears; nothing without an <answer> with a say line
-    tags: bool = False                  # <think>…</think><answer>…</answer>, each once, nothing around
+    tags: bool = False                  # <think>…</think><answer>…</answer>, each once, nothing around or too much
 
 
 def valid(reply: Reply, mode: str = "full") -> bool:
@@ -324,6 +330,9 @@ def read_reply(text: str, mode: str = "full") -> Reply:
     if closed:
         before, marker, after = answer.rpartition("say: ")
         reply.say = " ".join(after.split()) if marker else ""
+        if mode == "static":
+            reply.tags = reply.tags and not before
+            return reply
         profile = before.rstrip("\n")
         for (name, pattern), line in zip(FIELDS.items(), profile.split("\n")):
             reply.fields += bool(re.fullmatch(f"{name}: ({pattern})", line)) / len(FIELDS)
@@ -535,7 +544,7 @@ class CallEnv:
         self.profile = Dynamic(list(task["open"]), core=(task["open"] or ["none"])[0], state=dict(task["state"]),
                                memory=task["memory"], goal=task["goal"])
         case = f"note: {task['note']}" if "note" in task else f"case: {task['sop'].case}"
-        lines = [FORMAT if self.long else INSTRUCTION, task["persona"].text(), case]
+        lines = [form_of(self.mode) if self.long else INSTRUCTION, task["persona"].text(), case]
         if self.mode != "static":
             lines.append(self.profile.text(whole=True))
         self.system_prompt = "\n".join(lines)
@@ -717,7 +726,8 @@ def demonstration(env: CallEnv, rng: random.Random, slip: float, model: Teacher 
     while True:
         text = teacher(env, rng, slip)
         if model:
-            text = model.write("\n\n".join([FORMAT, *(m["content"] for m in talk)]), env.mode, text)
+            prompt = "\n\n".join(m["content"] for m in talk).replace(INSTRUCTION, form_of(env.mode))
+            text = model.write(prompt, env.mode, text)
         talk.append({"role": "assistant", "content": text})
         feedback, _, over, _, _ = drive(env.turn(text), env.user)
         if over:

@@ -692,6 +692,28 @@ def test_a_teacher_that_rambles_is_replaced_by_the_script():
     assert talk[-1]["content"] == GOOD
 
 
+@pytest.mark.parametrize("mode", u.MODES)
+def test_a_teacher_is_shown_the_form_of_the_mode(mode):
+    """It was shown the full form in every mode: who kept to it was "not in the form" without reasoning, and a static
+    user was trained on its dynamic profiles."""
+    prompts = []
+
+    def obedient(prompt):
+        prompts.append(prompt)
+        answer = ANSWER if "dynamic profile" in prompt else f"<answer>\nsay: {SAID}\n</answer>"
+        return (THOUGHT if "<think>" in prompt else "") + answer
+    for long in (False, True):
+        model = u.Teacher(obedient)
+        talk = u.demonstration(u.CallEnv(task(CLAIM), mode, long=long), random.Random(0), 1.0, model)
+        assert model.unused == 0 and u.valid(u.read_reply(talk[-1]["content"], mode), mode)
+        assert (u.form_of(mode) in talk[0]["content"]) == long
+    assert prompts[0] == prompts[1] and u.INSTRUCTION not in prompts[0]
+    other = {"full": ANSWER, "no_reasoning": GOOD, "static": GOOD}[mode]
+    model = u.Teacher(lambda prompt: other)
+    u.demonstration(u.CallEnv(task(CLAIM), mode), random.Random(0), 1.0, model)
+    assert model.failed == "not in the form"
+
+
 def test_a_dead_judge_and_a_dead_teacher_are_said(here, capsys, monkeypatch):
     """A run with both dead said nothing and ended well."""
     monkeypatch.setattr(u, "remote", lambda address: broken)
