@@ -316,11 +316,14 @@ def write_reply(think: dict, profile: Dynamic, say: str, mode: str = "full") -> 
 
 
 def read_reply(text: str, mode: str = "full") -> Reply:
-    """Total: any text gives a Reply.  Only what stands behind `say:` in the <answer> is ever heard by the agent."""
+    """Total: any text gives a Reply.  Only what stands behind `say:` in the <answer> is ever heard by the agent.
+
+    What the mode leaves out is not read: a thought or profile that is there nevertheless costs the tags, earns nothing.
+    """
     text = envs.well_formed(text).strip()
     reply = Reply(tags=well_tagged(text, mode))
     thought, closed, _ = text.partition("<think>")[2].partition("</think>")
-    if closed:
+    if closed and mode != "no_reasoning":
         reply.thought = thought.strip()
         lines = reply.thought.split("\n")
         steps = [re.fullmatch(rf"{step}: *(.+)", line) for step, line in zip(STEPS, lines)]

@@ -423,6 +423,14 @@ def test_no_reasoning_is_judged_by_what_it_does():
     assert u.valid(t.reply, "static") and t.scores["strategy"] == 1.0 and "Friday" not in t.prompt
 
 
+@pytest.mark.parametrize("mode, form", [
+    ("no_reasoning", ANSWER), ("static", THOUGHT + f"<answer>\nsay: {SAID}\n</answer>")])
+def test_what_the_mode_leaves_out_earns_nothing(mode, form):
+    """In RL without reasoning the forbidden thought cost .25 and earned 1.25."""
+    allowed, more = turn(form, mode=mode).scores, turn(GOOD, mode=mode).scores
+    assert more == {**allowed, "tags": 0} and allowed["tags"] == 1
+
+
 # ---- calls
 
 def test_a_call_by_hand():
