@@ -810,10 +810,11 @@ def state_fit(t: Turn) -> float:
     """Share of the four states that move the way the agent's turn moves them, by 2 at most."""
     fits = 0
     for name in STATES:
-        before, wanted = t.before.state[name], t.right.feel.get(name, 0)
+        before = t.before.state[name]
+        # as far as the scale goes
+        wanted = max(0, min(10, before + t.right.feel.get(name, 0))) - before
         step = t.reply.profile.state[name] - before
-        stuck = before in (0, 10) and step == 0         # at the end of the scale
-        fits += stuck or abs(step) <= 2 and (step * wanted > 0 or step == wanted == 0)
+        fits += abs(step) <= 2 and (step * wanted > 0 or step == wanted == 0)
     return fits / len(STATES)
 
 

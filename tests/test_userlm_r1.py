@@ -386,6 +386,16 @@ def test_reciting_the_memory_is_no_argument(kind, words, earned):
         assert env.log[0].scores["strategy"] == pytest.approx(earned)
 
 
+@pytest.mark.parametrize("before, after, fits", [
+    (5, 3, True), (5, 5, False), (5, 6, False), (5, 2, False), (10, 10, False), (10, 8, True), (1, 0, True), (0, 0, True),
+    (0, 1, False)])
+def test_at_the_end_of_the_scale_a_state_may_stand_still_only_if_it_cannot_move(before, after, fits):
+    """Trust was to fall: at 10 it was right to stay there."""
+    t = turn(GOOD.replace("trust 3", f"trust {after}"))
+    t.before.state["trust"] = before
+    assert t.right.feel["trust"] < 0 and u.state_fit(t) == (1 if fits else .75)
+
+
 @pytest.mark.parametrize("n, say, expected", [
     (40, "I want 99.", .5),
     (40, "Make it 70 and we agree.", 1.0),
