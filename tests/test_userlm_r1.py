@@ -387,8 +387,8 @@ def test_reciting_the_memory_is_no_argument(kind, words, earned):
 
 
 @pytest.mark.parametrize("before, after, fits", [
-    (5, 3, True), (5, 5, False), (5, 6, False), (5, 2, False), (10, 10, False), (10, 8, True), (1, 0, True), (0, 0, True),
-    (0, 1, False)])
+    (5, 3, True), (5, 5, False), (5, 6, False), (5, 2, False), (10, 10, False), (10, 8, True), (1, 0, True),
+    (0, 0, True), (0, 1, False)])
 def test_at_the_end_of_the_scale_a_state_may_stand_still_only_if_it_cannot_move(before, after, fits):
     """Trust was to fall: at 10 it was right to stay there."""
     t = turn(GOOD.replace("trust 3", f"trust {after}"))
