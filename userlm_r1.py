@@ -875,11 +875,11 @@ def names_it(t: Turn) -> bool:
     return t.move["kind"] not in ("ask", "claim") or not others & said
 
 
-DENIALS = set("no not never t hardly barely but without nor neither".split())
+DENIALS = set(envs.words("no not never t hardly barely but without nor neither nobody none nothing yes far wrong false"))
 
 
 def carries(content: str, say: str) -> bool:
-    """Do the words say all of `content`, in its order, and add no denial, no number and little else?"""
+    """Do the words say all of `content`, in its order, and add no denial, no yes, no number and at most eight others?"""
     meant, extra = envs.words(content), []
     for word in envs.words(say):
         if meant and word == meant[0]:
@@ -1242,9 +1242,11 @@ def print_tables(evals: dict) -> None:
 
 class UserLM:
     """A trained user in the user's chair of a gym (envs.py).  The rules understand, and so decide what is rewarded;
-    the model speaks, in the episode's persona.  Words that lose or add content are replaced by the rules', and counted.
+    the model speaks, in the episode's persona.  Words that lose the line or add too much (`carries`), or a secret of the
+    gym (`envs.Env.speak`), are replaced by the rules', and counted.
     """
     slow = False                        # one batch for all conversations that wait
+    own_words = True
 
     def __init__(self, model, tokenizer, mode: str = "full", rows: int = 32, temperature: float = 0.7,
                  max_new_tokens: int = 160, noise: float = 0.0, vague: float = 0.0, long: bool = False):

@@ -763,6 +763,10 @@ def test_a_dead_judge_and_a_dead_teacher_are_said(here, capsys, monkeypatch):
     ("It is big.", "It is anything but big.", False),
     ("It is big.", "It is hardly big.", False),
     ("At most 3 stops", "At most 3 stops or 4", False),
+    ("No.", "Yes, surely no.", False),
+    ("I am neutral.", "I am far from neutral.", False),
+    ("It is big.", "It is big, said nobody.", False),
+    ("It is big.", "It is big is false.", False),
     ("Yes.", "", False)])
 def test_content_must_survive_the_users_words(content, say, kept):
     assert u.carries(content, say) == kept
@@ -782,6 +786,20 @@ def test_the_user_in_a_gym_never_changes_what_is_understood_or_said(untrained):
     scripted, spoken = [envs.play(envs.make("telepathy", 3, user=x), envs.expert) for x in (envs.ScriptedUser(), user)]
     assert spoken == scripted and len(spoken) > 0
     assert user.spoken == user.replaced > 0
+
+
+def test_a_user_that_tells_the_secret_beside_its_line_is_not_heard(untrained, monkeypatch):
+    """"Yes, it has legs, like the tiger.": eight words may stand beside the line, and no gym looked at them."""
+    def rollout(engine, turns, **options):
+        for turn in turns:
+            turn.reset()
+            u.drive(turn.turn(GOOD.replace(SAID, f"{turn.task['note']} Like the {env.target}")))
+    monkeypatch.setattr(grpo, "rollout", rollout)
+    user = u.UserLM(*untrained, rows=4)
+    env = envs.make("telepathy", 3, user=user)
+    env.reset()
+    text = env.step("[action] Is it big?")[0]
+    assert env.target not in text.lower() and (user.spoken, user.replaced) == (1, 1)
 
 
 def test_one_person_speaks_in_an_episode(untrained, monkeypatch):
