@@ -1809,11 +1809,17 @@ class Settings(grpo.RunSettings):
         for key in ("judge", "eval_judge", "teacher"):
             if not re.fullmatch(r"([^@\s]+@https?://[^@\s/]+[^@\s]*)?", getattr(self, key)):
                 raise ValueError(f"--{key} is model@http://server/v1, not {getattr(self, key)!r}")
-        if self.judge and self.judge == self.eval_judge:
-            raise ValueError("--eval_judge must not be the judge used in training")
+        not_the_judge(self.eval_judge, self.judge)
         tables(self)
         if self.lines:
             read_lines(self.lines)
+
+
+def not_the_judge(eval_judge: str, judge: str) -> None:
+    """ValueError if one judge, however its server is spelt, trains and evaluates."""
+    one, other = (name.lower().rstrip("/").removesuffix("/v1").rstrip("/") for name in (eval_judge, judge))
+    if one and one == other:
+        raise ValueError(f"--eval_judge must not be the judge used in training, {judge}")
 
 
 # What is demonstrated, each twice: two processes have the same to do and do not wait for each other.
@@ -2184,13 +2190,16 @@ def as_trained(s: Settings) -> Settings:
     folder = Path(s.model)
     if (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
+    own, judge = {}, ""
     try:
         saved = json.loads((folder.parent / "config.json").read_text())
-        return dataclasses.replace(s, model=str(folder), mode=saved["mode"], long=saved["long"])
+        own, judge = dict(mode=saved["mode"], long=saved["long"]), str(saved.get("judge", ""))
     except ValueError as error:
         raise ValueError(f"{folder.parent / 'config.json'} cannot be read: {grpo.reason(error)}") from None
     except (OSError, KeyError, TypeError):                              # not a run of ours
-        return dataclasses.replace(s, model=str(folder))
+        pass
+    not_the_judge(s.eval_judge, judge)
+    return dataclasses.replace(s, model=str(folder), **own)
 
 
 def load(s: Settings):

@@ -965,6 +965,7 @@ def test_own_sops_and_personas(here, capsys):
     (["eval"], "--model"),
     (["chat"], "--model"),
     (["--judge=a@http://x", "--eval_judge=a@http://x"], "must not be the judge"),
+    (["--judge=a@http://x", "--eval_judge=A@http://X/v1/"], "must not be the judge"),
     (["--judge=a"], "--judge is model@http://server/v1, not 'a'"),
     (["--teacher=a@http://name:password@x"], "--teacher is model@"),
     (["--model=/no/such", "--workers=1"], "/no/such"),
@@ -1031,6 +1032,19 @@ def test_a_checkpoint_brings_the_form_it_was_trained_in(here, monkeypatch):
     for model in ("runs/n", "runs/n/checkpoint"):
         assert u.main(["train", f"--model={model}"]) == 0
     assert [(s.model, s.mode, s.long) for s in started] == [("runs/n/checkpoint", "no_reasoning", True)] * 2
+
+
+@pytest.mark.parametrize("model", ("runs/j", "runs/j/checkpoint"))
+def test_the_judge_of_a_run_does_not_evaluate_it(here, capsys, model):
+    """It did, unless its name was typed twice in one command, and in one spelling."""
+    Path("runs/j/checkpoint").mkdir(parents=True)
+    Path("runs/j/config.json").write_text(json.dumps(dict(mode="full", long=False, judge="m@http://x/v1")))
+    for judge in ("m@http://x/v1", "m@http://X"):
+        assert u.main(["eval", f"--model={model}", f"--eval_judge={judge}", "--workers=1"]) == 2
+        err = capsys.readouterr().err
+        assert err == "userlm_r1.py: --eval_judge must not be the judge used in training, m@http://x/v1\n"
+    assert u.main(["eval", f"--model={model}", "--eval_judge=m@http://y", "--workers=1"]) == 2
+    assert "judge" not in capsys.readouterr().err
 
 
 def test_two_processes_share_the_work(two, capsys):
