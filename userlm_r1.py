@@ -1252,9 +1252,10 @@ class UserLM:
     own_words = True
 
     def __init__(self, model, tokenizer, mode: str = "full", rows: int = 32, temperature: float = 0.7,
-                 max_new_tokens: int = 160, noise: float = 0.0, vague: float = 0.0, long: bool = False):
+                 max_new_tokens: int = 160, noise: float = 0.0, vague: float = 0.0, long: bool = False,
+                 context: int = 1024, graphs: bool = True):
         self.rules, self.mode, self.long = envs.ScriptedUser(noise, vague), mode, long
-        self.engine = grpo.Engine(model, tokenizer, rows=rows, max_len=1024)
+        self.engine = grpo.Engine(model, tokenizer, rows=rows, max_len=context, graphs=graphs)
         self.temperature, self.limit = temperature, max_new_tokens
         self.spoken = self.replaced = 0
         self.lines: set[str] = set()                                    # what it was to say: something to practise
@@ -1267,7 +1268,8 @@ class UserLM:
         turns = [self.one_turn(queries[i], replies[i]) for i in spoken]
         if turns:
             seeds = [(zlib.crc32(env.task["id"].encode()),) for env in turns]
-            grpo.rollout(self.engine, turns, seeds=seeds, temperature=self.temperature, max_new_tokens=self.limit)
+            grpo.rollout(self.engine, turns, seeds=seeds, temperature=self.temperature or 1.0,
+                         greedy=self.temperature == 0, max_new_tokens=self.limit)
         for i, env in zip(spoken, turns):
             self.lines.add(env.task["note"])
             good = [t.reply.say for t in env.log if valid(t.reply, t.mode) and not t.faults and names_it(t)]
@@ -1468,7 +1470,9 @@ def trained(s: Settings) -> Candidate:
     model, tokenizer = grpo.chosen_policy(s)
     engine = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
     grpo.must_fit(engine, first_call(s))
-    return Candidate(UserLM(model, tokenizer, s.mode, rows=s.rows, long=s.long), engine)
+    user = UserLM(model, tokenizer, s.mode, s.rows, s.eval_temperature, s.max_new_tokens, long=s.long,
+                  context=s.context, graphs=s.graphs)
+    return Candidate(user, engine)
 
 
 def dealt(todo: list, work) -> list:

@@ -131,6 +131,22 @@ def test_fidelity_of_a_checkpoint(chairs, capsys):
     assert report["users"]["runs/caller"]["seen by"] == ["auc"] and report["agents"]["runs/agent"]["reference"][0] == 0
 
 
+def test_the_user_in_the_gyms_is_as_it_was_set(chairs, monkeypatch):
+    """--max_new_tokens, --context, --eval_temperature and --graphs were for its calls alone."""
+    made, asked, engine = [], [], grpo.Engine
+    monkeypatch.setattr(grpo, "Engine", lambda *args, **more: made.append(more) or engine(*args, **more))
+    s = u.Settings(model="runs/caller/checkpoint", rows=3, context=900, max_new_tokens=7, eval_temperature=0.0,
+                   graphs=False)
+    user = u.trained(s).gym_user
+    assert made == [dict(rows=3, max_len=900, graphs=False)] * 2
+    real = grpo.rollout
+    monkeypatch.setattr(grpo, "rollout", lambda *args, **more: asked.append(more) or real(*args, **more))
+    env = envs.make("telepathy", 3, user=user)
+    env.reset()
+    env.step("[action] Is it big?")
+    assert (asked[0]["max_new_tokens"], asked[0]["greedy"]) == (7, True)
+
+
 @pytest.mark.parametrize("program, argv, says", [
     (u, ["fidelity"], "fidelity needs --model"),
     (u, ["fidelity", "--model=teacher", "--eval_calls=3"], "--eval_calls=10"),
