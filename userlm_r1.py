@@ -1327,10 +1327,10 @@ def speakable(lines) -> list[str]:
 
 
 @lru_cache
-def gym_lines(episodes: int = 40) -> list[str]:
-    """The short lines that experts hear in so many training episodes of every gym."""
+def gym_lines(episodes: int = 40, gyms: tuple[str, ...] = ()) -> list[str]:
+    """The short lines that experts hear in so many training episodes of these gyms (empty: of every gym)."""
     recorder = Recorder()
-    for gym in envs.GYMS:
+    for gym in gyms or envs.GYMS:
         for i in range(episodes):
             envs.play(envs.make(gym, i, "train", user=recorder), envs.expert)
     return speakable(recorder.lines)

@@ -158,11 +158,17 @@ def test_the_user_in_the_gyms_is_as_it_was_set(chairs, monkeypatch):
     (userrl, ["selfplay"], "selfplay needs --model"),
     (userrl, ["selfplay", "--model=expert", "--user=userlm:x"], "selfplay needs --model"),
     (userrl, ["selfplay", "--model=/no/such", "--user=userlm:x", "--workers=1"], "/no/such"),
+    (userrl, ["selfplay", "--model=x", "--user=userlm:x", "--gyms=function,search", "--hold_out=", "--workers=1"],
+     "the user of function, search says nothing in words"),
     (userrl, ["selfplay", "--model=x"], "--user=userlm:")])
 def test_bad_input_is_one_clear_line(here, capsys, program, argv, says):
     assert program.main(argv) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and says in err and not list(here.glob("runs/*"))
+
+
+def test_only_gyms_whose_user_speaks_give_it_something_to_practise():
+    assert [gym for gym in envs.GYMS if userrl.silent(gym)] == ["function", "search"]
 
 
 @pytest.mark.parametrize("text", ("[]", "3", '[["a"]]', '["two\\nlines"]'))
@@ -188,6 +194,18 @@ def test_rl_practises_lines(here, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- self-play
+
+def test_a_round_in_which_nothing_was_said_teaches_nothing(chairs, capsys, monkeypatch):
+    """Its empty file of lines ended the run, and every one that tried to resume it."""
+    monkeypatch.setattr(userrl, "roll", lambda *rest: [])
+    monkeypatch.setattr(userrl, "test_chairs", lambda *rest: None)
+    monkeypatch.setattr(userrl, "print_chairs", lambda run: None)
+    flags = """--model=runs/agent --user=userlm:runs/caller --gyms=echo_gym:Echo --hold_out= --rounds=1 --steps=0
+        --user_steps=1 --workers=1 --name=q""".split()
+    assert userrl.main(["selfplay", *flags]) == userrl.main(["selfplay", "--name=q", "--resume=True"]) == 0
+    said = "! round 1: nothing was said in words, and the user stays as it is\n"
+    assert capsys.readouterr().out.count(said) == 2 and json.loads(Path("runs/q/lines-1.json").read_text()) == []
+
 
 def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):
     """Ctrl-C while the user learns costs nothing: the agent's phase is not repeated, all ends up the same.
