@@ -2072,15 +2072,19 @@ def advantages_of(s: Settings, weights: dict, talks: list, played: list) -> list
 
 
 def step_row(s: Settings, played: list) -> dict:
-    """Every component, and the strategy on traps and twins apart: means over the turns of all processes."""
+    """Every component, and the strategy on traps and twins apart: means over the turns of all processes.
+
+    None: the step has no trap, or no twin.
+    """
     mine = [(env.task["kind"], turn.scores) for env in played for turn in env.log]
     every = [pair for theirs in grpo.gather(mine) for pair in theirs]
 
-    def mean(name, wanted=""):
-        return float(np.mean([scores[name] for kind, scores in every if wanted in kind] or [0.0]))
-    part = {c: mean(c) for c in COMPONENTS}
+    def strategy_on(wanted):
+        scored = [scores["strategy"] for kind, scores in every if kind == wanted]
+        return float(np.mean(scored)) if scored else None
+    part = {c: float(np.mean([scores[c] for _, scores in every] or [0.0])) for c in COMPONENTS}
     return {"reward": sum(weight * part[c] for c, weight in weights_of(s).items()), **part,
-            "traps": mean("strategy", "trap"), "twins": mean("strategy", "twin")}
+            "traps": strategy_on("trap"), "twins": strategy_on("twin")}
 
 
 def train_rl(run: grpo.Run, first: int) -> None:
@@ -2096,9 +2100,10 @@ def train_rl(run: grpo.Run, first: int) -> None:
         row = step_row(s, played)
         seconds, _ = run.log_step("rl", step, {**row, **m}, began, times)
         parts = " ".join(f"{c[:5]} {row[c]:4.2f}" for c in COMPONENTS)
-        print(f"rl {step:4d}/{s.steps} | reward {row['reward']:5.3f} ({parts}) traps {row['traps']:4.2f} "
-              f"twins {row['twins']:4.2f} | kl old {m['kl']:7.1e} grad {m['grad_norm']:4.2f} ent {m['entropy']:4.2f} | "
-              f"{seconds:4.1f} s | {grpo.time_left(start, step - first, s.steps - first)} left", flush=True)
+        apart = " ".join(f"{c} {'-' if row[c] is None else format(row[c], '4.2f')}" for c in ("traps", "twins"))
+        print(f"rl {step:4d}/{s.steps} | reward {row['reward']:5.3f} ({parts}) {apart} | "
+              f"kl old {m['kl']:7.1e} grad {m['grad_norm']:4.2f} ent {m['entropy']:4.2f} | {seconds:4.1f} s | "
+              f"{grpo.time_left(start, step - first, s.steps - first)} left", flush=True)
         if talks and (step % s.sample_every == 0 or step == 1):
             i = step % len(talks)
             show_sample(run, step, talks[i], advantages[i], played[i].log)
@@ -2114,9 +2119,8 @@ def show_sample(run: grpo.Run, step: int, talk, advantages: list[float], turns: 
 
 # ---------------------------------------------------------------------------------------------- commands
 
-def measure(run: grpo.Run, policy, label: str) -> None:
-    """Evaluate a policy, once, and say so."""
-    part = 8 if label == "base" else 1                                  # it rambles to every limit
+def measure(run: grpo.Run, policy, label: str, part: int = 1) -> None:
+    """Evaluate a policy, once, and say so; part: 8 is for an eighth of the tasks."""
     e = run.evaluate(label, lambda: evaluate(run.s, policy, part))
     valid, total = e["fidelity"]["valid turns"][0], e["session"]["Total"][0]
     traps, twins = e["adversarial"]["Strategy"][0], e["adversarial"]["Twins"][0]
@@ -2145,8 +2149,10 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
         return batch, number
     grpo.first_policy(run, texts, first_call(s), base)
     tell = partial(measure, run, run.engine)
-    if not run.optimizer:
-        tell("base" if "sft" in phases else "start")
+    if not run.optimizer and "sft" in phases:
+        tell("base", part=8)                                            # it rambles to every limit
+    elif not run.optimizer:
+        tell("start")
     hold = reading_steps(s) / (s.sft_steps or 1)
     teach = {"sft": partial(grpo.train_sft, run, draw, hold), "rl": partial(train_rl, run)}
     grpo.run_phases(run, phases, teach, tell)

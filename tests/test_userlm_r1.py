@@ -998,7 +998,7 @@ def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
     weights read from a file lay at odd addresses, where vector instructions round the last bit otherwise."""
     assert u.main(["demo", "--name=a", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert "Strategy" in out and "± is half a 95 % interval" in out
+    assert "Strategy" in out and "± is half a 95 % interval" in out and ") traps - twins 0.00 |" in out
     assert list(json.loads(Path("runs/a/eval.json").read_text())) == ["base", "SFT", "RL", "teacher"]
     assert "SFT" in json.loads(Path("runs/a/no_reasoning/eval.json").read_text())
     real, at = grpo.Run.finish_step, [("a", "rl", 1), ("no_reasoning", "sft", 3)]
@@ -1054,6 +1054,30 @@ def test_the_judge_of_a_run_does_not_evaluate_it(here, capsys, model):
         assert err == "userlm_r1.py: --eval_judge must not be the judge used in training, m@http://x/v1\n"
     assert u.main(["eval", f"--model={model}", "--eval_judge=m@http://y", "--workers=1"]) == 2
     assert "judge" not in capsys.readouterr().err
+
+
+def test_a_model_called_base_is_measured_on_all_tasks(here, monkeypatch):
+    """`eval --model=models/base` saw an eighth of them: the name was taken for what stands before SFT."""
+    played = []
+
+    def evaluate(s, policy, part):
+        played.append(part)
+        return {"fidelity": {"valid turns": [0]}, "session": {"Total": [0]},
+                "adversarial": {"Strategy": [0], "Twins": [0]}}
+    monkeypatch.setattr(u, "evaluate", evaluate)
+    run = grpo.Run(u.Settings(workers=1), "eval")
+    run.begin()
+    u.measure(run, 0.0, "base")
+    assert played == [1]
+
+
+def test_a_step_without_traps_has_no_number_for_them():
+    """It had 0.0, as if every trap had caught the user."""
+    played = [u.CallEnv(u.make_task(kind, 0, "train")) for kind in ("twin", "other")]
+    for env in played:
+        u.demonstration(env, random.Random(0), 0.0)
+    row = u.step_row(u.Settings(), played)
+    assert (row["traps"], row["twins"]) == (None, 1.0) and row["tags"] == 1
 
 
 def test_two_processes_share_the_work(two, capsys):
