@@ -524,9 +524,11 @@ class Server:
     times, with `wait`, 2 x `wait`, 4 x `wait` ... seconds in between, but for a refusal that no waiting mends (a bad
     key, an unknown model).  With `cache`, a folder, an answered request is never sent again.
     It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
-    http://localhost:8000/v1.
+    http://localhost:8000/v1.  KEY_A_B_COM is a.b.com's, and as well a-b.com's and a_b.com's: such names are not told
+    apart.
 
-    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts), seconds (waited).
+    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts, whole numbers),
+    seconds (waited).
     """
 
     def __init__(self, address: str, timeout: float = 60.0, tries: int = 6, at_once: int = 64, wait: float = 1.0,
@@ -568,8 +570,9 @@ class Server:
             if failed and not (passing and threading.main_thread().is_alive()):
                 break
             if not failed:
-                usage = reply.get("usage") or {}
-                self._count(**{key: usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens")})
+                usage = reply.get("usage")
+                for key in ("prompt_tokens", "completion_tokens") if isinstance(usage, dict) else ():
+                    self._count(**{key: usage[key] if type(usage.get(key)) is int else 0})
                 if place:
                     _rewrite(place, reply)
                 return reply["choices"][0]["message"]

@@ -60,6 +60,17 @@ def hello(sent):
 
 
 HI = [{"role": "user", "content": "hi"}]
+@pytest.mark.parametrize("usage, counted", [
+    ([3], (0, 0)), ("7", (0, 0)), (None, (0, 0)), ({"prompt_tokens": "7", "completion_tokens": 2}, (0, 2)),
+    ({"prompt_tokens": [7], "completion_tokens": True}, (0, 0)), ({"prompt_tokens": 7.5}, (0, 0))])
+def test_a_server_that_counts_strangely_is_heard(serve, usage, counted):
+    """A list for `usage` was an AttributeError after the answer had come, a text for a count a TypeError."""
+    reply = {"choices": [{"message": {"content": "hello"}}], "usage": usage}
+    client = envs.Server(serve(lambda sent: json.dumps(reply).encode()).address)
+    assert client.chat(HI)["content"] == "hello"
+    assert (client.counts["prompt_tokens"], client.counts["completion_tokens"]) == counted
+
+
 FAULTS = {
     "500": (lambda sent: 500, "HTTP 500 Internal Server Error"),
     "hangs": (lambda sent: time.sleep(0.6) or "late", "timed out"),
