@@ -1070,11 +1070,13 @@ def ledger(env: CallEnv) -> list[dict]:
     Not counted: what the agent said itself, the caller's own name, age, case and goal, and what was not heard.
     """
     task, persona, rows = env.task, env.task["persona"], []
-    facts = {value.lower(): fact for fact, value in task["memory"].items()}
     kinds = {value.lower(): kind for kind, values in VALUES.items() for value in values}
     own = {persona.name.lower(), str(persona.age), *map(str, task["goal"][1:]), *task["sop"].case.split()}
     for i, t in enumerate(env.log):
         kind, about = t.move["kind"], {t.move.get("key"), *t.move.get("heard", ())}
+        # of two facts with one value the one that is spoken of
+        memory = sorted(task["memory"].items(), key=lambda pair: pair[0] in about)
+        facts = {value.lower(): fact for fact, value in memory}
         echo = own | set(words_of(t.agent.lower()))
         said = words_of(t.reply.say.lower()) if t.act != "none" else []
         for word in dict.fromkeys(said):
@@ -1778,7 +1780,7 @@ class Settings(grpo.RunSettings):
     sft_lr: float = 6e-3
     reading: float = 0.31           # share of the SFT steps in which a tiny model only reads drills
     drills: int = 16                # a step, short ones; half of it in a prompt, an eighth beside demonstrations
-    notes: float = 0.0              # share of them, and of RL's tasks, that practise a gym's lines: 0.5 for the gyms
+    notes: float = 0.0              # share of drills, demonstrations (1 in 9 even at 0), RL's tasks on a gym's lines
     lines: str = ""                 # a JSON list of such lines; empty: those that experts hear
     # GRPO
     steps: int = 12

@@ -468,6 +468,15 @@ def test_an_invented_fact_is_in_the_ledger():
     assert told == [("tuesday", False, False), ("38", False, True)]
 
 
+@pytest.mark.parametrize("asked", ("total", "notice"))
+def test_of_two_facts_with_one_value_the_one_that_was_asked_for_is_told(asked):
+    """The value stood for the last of them: the answer to a question about the other was told unasked."""
+    env = u.CallEnv({**task(dict(kind="ask", key=asked)), "memory": {"total": "38", "notice": "38"}})
+    env.reset()
+    u.drive(env.turn(GOOD.replace(SAID, "It is 38.")))
+    assert [(r["fact"], r["asked"]) for r in u.ledger(env)] == [(asked, True)]
+
+
 def test_what_is_no_secret_is_not_in_the_ledger():
     """The caller's own name and age and the price it asks counted as inventions, its goal as a fact told unasked."""
     call = task(dict(kind="greet"), dict(kind="offer", n=40, last=True), dict(kind="close"))
