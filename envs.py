@@ -524,9 +524,11 @@ class Server:
     times, with `wait`, 2 x `wait`, 4 x `wait` ... seconds in between, but for a refusal that no waiting mends (a bad
     key, an unknown model).  With `cache`, a folder, an answered request is never sent again.
     It is sent no key but the one that the environment holds for this very server: KEY_LOCALHOST_8000 for
-    http://localhost:8000/v1.
+    http://localhost:8000/v1.  KEY_A_B_COM is a.b.com's, and as well a-b.com's and a_b.com's: such names are not told
+    apart.
 
-    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts), seconds (waited).
+    counts: requests (sent), retries, cached, prompt_tokens, completion_tokens (as the server counts, whole numbers),
+    seconds (waited).
     """
 
     def __init__(self, address: str, timeout: float = 60.0, tries: int = 6, at_once: int = 64, wait: float = 1.0,
@@ -568,8 +570,9 @@ class Server:
             if failed and not (passing and threading.main_thread().is_alive()):
                 break
             if not failed:
-                usage = reply.get("usage") or {}
-                self._count(**{key: usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens")})
+                usage = reply.get("usage")
+                for key in ("prompt_tokens", "completion_tokens") if isinstance(usage, dict) else ():
+                    self._count(**{key: usage[key] if type(usage.get(key)) is int else 0})
                 if place:
                     _rewrite(place, reply)
                 return reply["choices"][0]["message"]
@@ -941,8 +944,9 @@ class LLMUser:
 
     ask: talks, each a list of chat messages -> for each the model's text, or the OSError that came in its place.
     words=False: the rules speak, which saves half of the requests.  slow: may a rollout ask it on threads?
-    What is no verdict is asked for once more, and then a UserError; words that lose or add content are replaced by
-    the rules', and counted.
+    What is no verdict is asked for once more, and then a UserError.  Words that are too unlike the rules' line (see
+    `_says`, which compares words, not meanings) are replaced by it, and counted; where the model alone knows what to
+    say, in tau, only their length is checked.
 
     counts: judged, spoken, replaced, repaired, failed; and what `costs`, the model's own counts, says.
     """
@@ -994,7 +998,9 @@ class LLMUser:
             self._count(judged=1)
             return verdict
         text = " ".join(text.rpartition("</think>")[2].split()).strip('"')
-        fits = _says(text, line) if not query.about["hidden"] else 0 < len(text) < 1000 and "<think>" not in text
+        # what the persona has before and after it need not be said
+        plain = next((phrasing for phrasing in query.say.split("|") if capital(phrasing) in line), line)
+        fits = _says(text, plain) if not query.about["hidden"] else 0 < len(text) < 1000 and "<think>" not in text
         self._count(spoken=1, replaced=int(not fits))
         return text if fits else line
 
@@ -1010,15 +1016,42 @@ class LLMUser:
                 setattr(self, name, getattr(self, name) + count)
 
 
+DENIAL = r"\b(not?|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b"
+# what a line can share with any other
+GLUE = set(words(
+    "a am an and any are as at be but can could did do does for had has have he her his i if in is it its just me my "
+    "of on or our she so some that the their there they this to us very was we were will with would you your"))
+
+
 def _says(text: str, line: str) -> bool:
-    """May the model's text stand for the rules' line: of its size, with its numbers and names, and its yes or no?"""
+    """May the model's text stand for the rules' line?  What is checked are words, not what they mean.
+
+    Checked: it is of the line's size, has its numbers, its names (capitalised words within a sentence), no others, and
+    a "not", "no" or "never" if and only if the line has one.  Its first yes or no is the line's; where the line has
+    none, they share a word that is not in GLUE.
+    Not checked: all other words ("a window seat" may become "an aisle seat"), and what a "not" belongs to.
+    """
     def facts(said):
         return set(re.findall(r"[\w@.#-]*[\d@][\w@.#-]*\b", said))
 
+    def names(said):
+        return {word.lower() for word in re.findall(r"(?<=[\w,;] )\w\w+", said) if word[0].isupper()}
+
+    def all_words(said):
+        return set(re.findall(r"\w+", said.lower()))
+
+    def denies(said):
+        return bool(re.search(DENIAL, said.lower()))
+
     def polarity(said):
         return re.findall(r"\b(yes|no)\b", said.lower())[:1]
+
     fits = 0 < len(text) <= 3 * len(line) + 200 and "<think>" not in text
-    return fits and facts(text) == facts(line) and (not polarity(line) or polarity(text) == polarity(line))
+    same = facts(text) == facts(line) and denies(text) == denies(line)
+    named = names(line) <= all_words(text) and names(text) <= all_words(line)
+    content = set(words(line)) - GLUE
+    shared = polarity(text) == polarity(line) if polarity(line) else not content or content & set(words(text))
+    return bool(fits and same and named and shared)
 
 
 class MixedUser:

@@ -1715,6 +1715,8 @@ def selfplay(s: Settings) -> None:
         raise ValueError(f"--data={s.data} is no folder of task files")
     began, run = time.time(), grpo.Run(s, "selfplay")
     s = run.s
+    if s.user_steps and all(map(silent, trained(s))):
+        raise ValueError(f"selfplay: the user of {', '.join(trained(s))} says nothing in words that it could practise")
     agents, users = [s.model], [s.user.partition(":")[2]]
     grpo.must_fit(engine_of(s, s.model), first_envs(s))
     pool = [make_user(s)]
@@ -1733,6 +1735,15 @@ def selfplay(s: Settings) -> None:
         raise
     print_chairs(run)
     print(f"{grpo.clock(time.time() - began)} minutes, {grpo.peak_gb():.2f} GB at most; everything is in {run.path}/")
+
+
+def silent(gym: str) -> bool:
+    """Do experts hear nothing in words from the gym's user?  Of a gym without an expert nobody knows."""
+    import userlm_r1
+    try:
+        return not userlm_r1.gym_lines(3, (gym,))
+    except NotImplementedError:
+        return False
 
 
 def engine_of(s: Settings, model: str) -> grpo.Engine:
@@ -1768,8 +1779,11 @@ def user_round(run: grpo.Run, number: int, agents: list[str], users: list[str], 
         for agent in (agents[-1], before):
             places = [(gym, s.demos + 10**6 * number + i) for gym in trained(s) for i in range(s.tasks)]
             roll(replace(s, group=2), engine_of(s, agent), user, places, {})
-        run.write(file, sorted(set(itertools.chain(*grpo.gather(sorted(user.lines))))))
+        run.write(file, userlm_r1.speakable(itertools.chain(*grpo.gather(sorted(user.lines)))))
     grpo.gather("written")                                              # nobody reads before
+    if (run.path / file).read_bytes().strip() == b"[]":
+        print(f"! round {number}: nothing was said in words, and the user stays as it is", flush=True)
+        return users[-1]
     own = userlm_r1.Settings(name=run.name, seed=s.seed + number, workers=s.workers, device=s.device,
                              steps=s.user_steps, tasks=s.tasks, group=s.group, save_every=s.save_every,
                              graphs=s.graphs)

@@ -131,6 +131,22 @@ def test_fidelity_of_a_checkpoint(chairs, capsys):
     assert report["users"]["runs/caller"]["seen by"] == ["auc"] and report["agents"]["runs/agent"]["reference"][0] == 0
 
 
+def test_the_user_in_the_gyms_is_as_it_was_set(chairs, monkeypatch):
+    """--max_new_tokens, --context, --eval_temperature and --graphs were for its calls alone."""
+    made, asked, engine = [], [], grpo.Engine
+    monkeypatch.setattr(grpo, "Engine", lambda *args, **more: made.append(more) or engine(*args, **more))
+    s = u.Settings(model="runs/caller/checkpoint", rows=3, context=900, max_new_tokens=7, eval_temperature=0.0,
+                   graphs=False)
+    user = u.trained(s).gym_user
+    assert made == [dict(rows=3, max_len=900, graphs=False)] * 2
+    real = grpo.rollout
+    monkeypatch.setattr(grpo, "rollout", lambda *args, **more: asked.append(more) or real(*args, **more))
+    env = envs.make("telepathy", 3, user=user)
+    env.reset()
+    env.step("[action] Is it big?")
+    assert (asked[0]["max_new_tokens"], asked[0]["greedy"]) == (7, True)
+
+
 @pytest.mark.parametrize("program, argv, says", [
     (u, ["fidelity"], "fidelity needs --model"),
     (u, ["fidelity", "--model=teacher", "--eval_calls=3"], "--eval_calls=10"),
@@ -142,11 +158,17 @@ def test_fidelity_of_a_checkpoint(chairs, capsys):
     (userrl, ["selfplay"], "selfplay needs --model"),
     (userrl, ["selfplay", "--model=expert", "--user=userlm:x"], "selfplay needs --model"),
     (userrl, ["selfplay", "--model=/no/such", "--user=userlm:x", "--workers=1"], "/no/such"),
+    (userrl, ["selfplay", "--model=x", "--user=userlm:x", "--gyms=function,search", "--hold_out=", "--workers=1"],
+     "the user of function, search says nothing in words"),
     (userrl, ["selfplay", "--model=x"], "--user=userlm:")])
 def test_bad_input_is_one_clear_line(here, capsys, program, argv, says):
     assert program.main(argv) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and says in err and not list(here.glob("runs/*"))
+
+
+def test_only_gyms_whose_user_speaks_give_it_something_to_practise():
+    assert [gym for gym in envs.GYMS if userrl.silent(gym)] == ["function", "search"]
 
 
 @pytest.mark.parametrize("text", ("[]", "3", '[["a"]]', '["two\\nlines"]'))
@@ -172,6 +194,18 @@ def test_rl_practises_lines(here, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- self-play
+
+def test_a_round_in_which_nothing_was_said_teaches_nothing(chairs, capsys, monkeypatch):
+    """Its empty file of lines ended the run, and every one that tried to resume it."""
+    monkeypatch.setattr(userrl, "roll", lambda *rest: [])
+    monkeypatch.setattr(userrl, "test_chairs", lambda *rest: None)
+    monkeypatch.setattr(userrl, "print_chairs", lambda run: None)
+    flags = """--model=runs/agent --user=userlm:runs/caller --gyms=echo_gym:Echo --hold_out= --rounds=1 --steps=0
+        --user_steps=1 --workers=1 --name=q""".split()
+    assert userrl.main(["selfplay", *flags]) == userrl.main(["selfplay", "--name=q", "--resume=True"]) == 0
+    said = "! round 1: nothing was said in words, and the user stays as it is\n"
+    assert capsys.readouterr().out.count(said) == 2 and json.loads(Path("runs/q/lines-1.json").read_text()) == []
+
 
 def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):
     """Ctrl-C while the user learns costs nothing: the agent's phase is not repeated, all ends up the same.

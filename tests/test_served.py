@@ -1,5 +1,6 @@
 """Language models behind servers and in the user's chair.  The servers are local, and the faults are ours."""
 import json
+import random
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,17 @@ def hello(sent):
 
 
 HI = [{"role": "user", "content": "hi"}]
+@pytest.mark.parametrize("usage, counted", [
+    ([3], (0, 0)), ("7", (0, 0)), (None, (0, 0)), ({"prompt_tokens": "7", "completion_tokens": 2}, (0, 2)),
+    ({"prompt_tokens": [7], "completion_tokens": True}, (0, 0)), ({"prompt_tokens": 7.5}, (0, 0))])
+def test_a_server_that_counts_strangely_is_heard(serve, usage, counted):
+    """A list for `usage` was an AttributeError after the answer had come, a text for a count a TypeError."""
+    reply = {"choices": [{"message": {"content": "hello"}}], "usage": usage}
+    client = envs.Server(serve(lambda sent: json.dumps(reply).encode()).address)
+    assert client.chat(HI)["content"] == "hello"
+    assert (client.counts["prompt_tokens"], client.counts["completion_tokens"]) == counted
+
+
 FAULTS = {
     "500": (lambda sent: 500, "HTTP 500 Internal Server Error"),
     "hangs": (lambda sent: time.sleep(0.6) or "late", "timed out"),
@@ -321,6 +333,33 @@ def test_words_of_its_own():
     for text in ("", "My limit is 30 dollars.", "No idea.", "300 " + "very " * 99 + "much", "<think> 300"):
         assert not envs._says(text, "My limit is 300 dollars.")
     assert not envs._says("No, it cannot.", "Yes, it can.") and not envs._says("It is so.", "Yes, it is.")
+
+
+@pytest.mark.parametrize("line, text, stands", [
+    ("I do not eat fish.", "I eat fish.", False),
+    ("I eat fish.", "I don’t eat fish.", False),
+    ("I do not eat fish.", "Fish? I never eat it.", True),
+    ("I love quiet places near a beach.", "Fine.", False),
+    ("I love quiet places near a beach.", "Fine, I do love it.", True),
+    ("I fly from Oslo.", "I fly from Bergen.", False),
+    ("I fly from Oslo.", "I fly from Oslo, never mind Bergen.", False),
+    ("I fly from Oslo.", "Oslo is where I fly from.", True),
+    ("I see.", "I'm not sure I see.", False),
+    ("It is.", "So it is.", True),
+    ("Yes.", "Yes, no doubt.", False),
+    ("I prefer a window seat.", "I prefer an aisle seat.", True)])
+def test_words_of_its_own_keep_names_and_denials(line, text, stands):
+    """"I eat fish" stood for "I do not eat fish", "Fine." for anything.  That an aisle is no window nobody sees."""
+    assert envs._says(text, line) == stands
+
+
+def test_a_persona_is_no_content():
+    """"Good question." stood for all that a polite user had to say after it."""
+    user = envs.LLMUser(model("Good question. Thank you."))
+    query = envs.Query("speak", random.Random(1), "polite", say="I love quiet places.|Quiet places are mine.",
+                       about=dict(gym="travel", decision="speak", hidden={}, talk=[]))
+    [reply] = user.answer([query])
+    assert "uiet places" in reply and user.replaced == 1
 
 
 def test_one_of_several_users_is_drawn_by_the_key():
