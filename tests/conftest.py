@@ -1,9 +1,10 @@
 """Tests import the five modules from the project's root, wherever pytest was started."""
+import fcntl
 import importlib
+import json
 import os
 import signal
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -40,22 +41,22 @@ def two(here, monkeypatch):
     return run
 
 
-def pytest_configure(config):
-    # groups count with this way of dealing out alone
-    if config.getoption("dist", "no") == "load":
-        config.option.dist = "loadgroup"
-    config.addinivalue_line("markers", "xdist_group(name): by one process, where several share the tests")
-
-
-def pytest_collection_modifyitems(items):
-    """Side by side (pytest-xdist's -n 2), what needs the audit goes to one process, so that it is played once."""
-    for item in items:
-        if "audit_of" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("audit"))
-
-
 @pytest.fixture(scope="session")
-def audit_of():
-    """audit_of(gym) -> {"expert" or shortcut: mean return over 200 test tasks}, played once a session."""
+def audit_of(tmp_path_factory):
+    """audit_of(gym) -> {"expert" or shortcut: mean return over 200 test tasks}.
+
+    Each is played once, also where several processes share the tests: who comes second waits for the first.
+    """
     import audit
-    return lru_cache(audit.audit)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def result(gym: str) -> dict[str, float]:
+        with open(folder / f"audit-{gym}.json", "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if not (text := file.read()):
+                text = json.dumps(audit.audit(gym))
+                file.write(text)
+        return json.loads(text)
+    return result
