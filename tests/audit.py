@@ -209,6 +209,7 @@ def option_price(line: tuple[str, str]) -> int:
     return int(line[1].rpartition("$")[2])
 
 
+@lru_cache(maxsize=10_000)                      # asked a thousand times for the same table
 def option_values(line: tuple[str, str]) -> list[str]:
     """What an option has, without fees and price."""
     return [value.partition(" +$")[0] for value in line[1].split(", ")[:-1]]
@@ -630,6 +631,11 @@ def tau_call(name: str, **arguments) -> str:
 
 
 def answers_tau(env) -> list[str]:
+    return every_cancellation()
+
+
+@functools.cache
+def every_cancellation() -> list[str]:
     calls = [tau_call("transfer_to_human_agents", summary="The customer needs help.")]
     for number in range(1000, 1050):
         for reason in envs.TAU_REASONS:
