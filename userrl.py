@@ -210,7 +210,7 @@ class Settings(grpo.RunSettings):
             raise ValueError("--facts must be at least 1 while --reading is above 0")
         if 0 < self.clip_dual <= 1:
             raise ValueError(f"--clip_dual is above 1, or 0 for none, not {self.clip_dual}")
-        for name in users(self) or [self.user]:                         # "mix:" alone is no user, and refused
+        for name in users(self.user) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
         kept([], self.keep)
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
@@ -287,7 +287,7 @@ def lacking(s: Settings, gym: str, split: str) -> str:
 
 def check_data(s: Settings) -> None:
     """ValueError for a gym whose tasks are beyond a user that goes by rules, or of which --data has no task at all."""
-    rules = any(name.partition(":")[0] in ("scripted", "userlm") for name in users(s))
+    rules = any(name.partition(":")[0] in ("scripted", "userlm") for name in users(s.user))
     beyond = [f"{gym} ({envs.BEYOND_RULES[gym]})" for gym in dict.fromkeys(chosen(s)) if gym in envs.BEYOND_RULES]
     if rules and beyond:
         raise ValueError(f"--data: rules know too little of {', '.join(beyond)}: give a language model, "
@@ -342,10 +342,9 @@ def first_envs(s: Settings) -> dict[str, envs.Env]:
     return {gym: make_env(s, gym, 0, s.split if s.files else "test", None) for gym in gym_names(s)}
 
 
-def users(s: Settings) -> list[str]:
+def users(user: str) -> list[str]:
     """The one user of --user, or all that mix:A,B names."""
-    mixed = s.user.startswith("mix:")
-    return listed(s.user.removeprefix("mix:")) if mixed else [s.user]
+    return listed(user.removeprefix("mix:")) if user.startswith("mix:") else [user]
 
 
 def check_user(s: Settings, name: str) -> None:
@@ -380,7 +379,7 @@ def served(model: str) -> bool:
 
 def make_user(s: Settings):
     """The user in every gym; one object for all conversations, so that a model answers them in batches."""
-    made = [one_user(s, name) for name in users(s)]
+    made = [one_user(s, name) for name in users(s.user)]
     return envs.MixedUser(made) if s.user.startswith("mix:") else made[0]
 
 
@@ -851,9 +850,12 @@ def open_thoughts(messages: list[dict]) -> int:
 
 def shown(x: dict) -> str:
     """An `interval`: "0.512 ± 0.048"; "0.512" of a single task, or "-"."""
-    if x["return"] is None:
-        return "-"
-    return f"{x['return']:.3f}" + ("" if math.isnan(x["ci95"]) else f" ± {x['ci95']:.3f}")
+    return "-" if x["return"] is None else plus_minus(x["return"], x["ci95"])
+
+
+def plus_minus(mean: float, half: float, sign: str = "") -> str:
+    """A mean and half of its interval, which one number alone has not."""
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def percent(ended: dict[str, int], how: str) -> str:
@@ -898,7 +900,7 @@ def print_table(columns: dict[str, dict]) -> None:
         if "failed" in column:
             print(f"{name}: not measured: {column['failed']}")
         for gym, row in column["gyms"].items():
-            if row["n"] and None not in row.get("pass_at", {"": None}).values():
+            if row["n"] and "pass_at" in row and None not in row["pass_at"].values():
                 print(f"{name}, {gym}: " + ", ".join(f"pass@{k} {p:.3f}" for k, p in row["pass_at"].items()))
                 print(f"{name}, {gym}: " + ", ".join(f"best@{k} {r:.3f}" for k, r in row["best_at"].items()))
             if row["user_errors"]:
@@ -2035,9 +2037,9 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
         run = replace(run, data="", keep="")
     expert = () if run.files or any(map(without_expert, gym_names(run))) else ("expert",)
     labels = {"sft": ("SFT", *expert), "train": ("RL", *expert), "eval": tuple(grid_cells(s, "tests", run.tests))}
-    users = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
-    users = itertools.chain(*[listed(user.removeprefix("mix:")) for user in users])
-    needs = needs + [user.removeprefix("userlm:runs/") for user in users if user.startswith(f"userlm:runs/{study}/")]
+    chairs = [run.user, *(test.get("user", "") for test in grid_cells(s, "tests", run.tests).values())]
+    named = itertools.chain(*map(users, chairs))
+    needs = needs + [user.removeprefix("userlm:runs/") for user in named if user.startswith(f"userlm:runs/{study}/")]
     own |= {"tests": run.tests} if run.tests else {}
     argv = [command, *typed(run), *(f"--{key}={value}" for key, value in own.items())]
     return Job(name, argv, asdict(run), labels[command], needs)
@@ -2231,8 +2233,7 @@ def pm(values, sign: str = "") -> str:
     values = list(values)
     if not values or None in values:
         return "-"
-    mean, half = rewards.mean_ci(values)
-    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+    return plus_minus(*rewards.mean_ci(values), sign)
 
 
 def study_lines(study: dict) -> list[str]:
@@ -2393,7 +2394,7 @@ def ablate(s: Settings) -> None:
             print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
             grids = {key: "|".join(part for part in text.split("|") if "{user}" not in part)
                      for key, text in grids.items()}
-        for user in filter(served, users(s)):                           # a server that is not there is said at once
+        for user in filter(served, users(s.user)):                      # a server that is not there is said at once
             one_user(s, user)
         grids = {key: text.replace("{user}", s.user.replace(",", "+")) for key, text in grids.items()}
         s = replace(s, user="scripted", llm_prompts="")
