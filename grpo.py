@@ -706,6 +706,24 @@ def captured(step, pool):
     return graph.replay, graph.pool()
 
 
+def draw(probs, uniform, size=64):
+    """Words [B, 1] by inverse CDF: probs [B, V] float32, uniform [B] in [0, 1), float64.
+
+    Sums are float64, since float32 loses the tail of 151k words; first of blocks of words, then within one block.
+    A cumulative sum over all words took longer than the rest of sampling.
+    """
+    B, V = probs.shape
+    probs = F.pad(probs, (0, -V % size)).view(B, -1, size)
+    blocks = probs.sum(-1, dtype=torch.float64).cumsum(-1)  # [B, V / size]
+    # rounding must not lead beyond the last likely word
+    goal = uniform.clamp(max=1 - 1e-15)[:, None] * blocks[:, -1:]
+    block = torch.searchsorted(blocks, goal, right=True)
+    goal = goal - F.pad(blocks, (1, 0)).gather(1, block)
+    inside = probs[torch.arange(B, device=probs.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
+    goal = torch.minimum(goal, inside[:, -1:] * (1 - 1e-15))
+    return block * size + torch.searchsorted(inside, goal, right=True)
+
+
 class Engine:
     """A KV cache of `rows` conversations of up to `max_len` tokens, preallocated and written in place.
 
@@ -845,9 +863,7 @@ class Engine:
             token = logits.argmax(-1, keepdim=True)  # [B, 1]
         else:
             logits = logits / temperature  # [B, V] float32
-            cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # float32 loses the tail of 151k tokens
-            goal = self.tensor(uniform)[:, None] * cdf[:, -1:]
-            token = torch.searchsorted(cdf, goal, right=True).clamp_(max=logits.shape[-1] - 1)
+            token = draw(logits.softmax(-1), self.tensor(uniform))
         logp = logits.gather(-1, token)[:, 0] - logits.logsumexp(-1)  # [B]
         both = torch.stack([token[:, 0].double(), logp.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1]

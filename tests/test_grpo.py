@@ -1,6 +1,7 @@
 """grpo.py: tokens, engine, loss, resume. Tiny random models; every regression test tells the bug it guards."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -515,6 +516,22 @@ def test_sampling_follows_the_distribution(policy):
     assert np.allclose(logp, square.log()[token].numpy(), atol=1e-5)
     token, logp = engine.sample(p.log()[None], u[:1], temperature=9.0, greedy=True)
     assert token.tolist() == [2] and logp[0] == pytest.approx(math.log(0.6))
+
+
+@pytest.mark.parametrize("words", [1, 63, 64, 65, 3219, 50_000])
+def test_draw_is_the_inverse_cdf(words):
+    """Drawn by blocks, for speed: the words of one float64 sum over all, and never one that cannot be."""
+    generator = torch.Generator().manual_seed(words)
+    probs = torch.randn(40, words, generator=generator).mul(4).softmax(-1)
+    probs[::2, words // 2 + 1:] = 0  # half of them end early
+    uniform = torch.rand(40, generator=generator, dtype=torch.float64)
+    uniform[:4] = 0
+    uniform[4:8] = 1 - 2.0 ** -53  # the largest number below 1
+    drawn = grpo.draw(probs, uniform)[:, 0].tolist()
+    for row, u, word in zip(probs.double().tolist(), uniform.tolist(), drawn):
+        sums = list(itertools.accumulate(row))
+        assert row[word] > 0
+        assert u > 0.999999 or word == next(i for i, upto in enumerate(sums) if upto > u * sums[-1])
 
 
 def test_temperature_of_sampler_and_scorer(policy):
