@@ -2,15 +2,19 @@
 
     python tests/agreement.py --user=llm:MODEL@http://localhost:8000/v1      200 queries, spread over the gyms
     python tests/agreement.py --user=llm:FOLDER --n=70 --gyms=turtle,search --show=3
+    python tests/agreement.py --save=judge.jsonl --n=1200     no model: the rules' verdicts on training tasks, to imitate
 
 The queries are those of a careless demonstrator's conversations with the scripted user.  A verdict agrees if all of
 its fields do.  "commonest" is what a user would reach that gives one verdict always, the one that is most frequent;
 "none" are queries without a verdict, which end a conversation as "user error".  Other settings are userrl.py's.
+
+What --save writes makes a user of one's own: userrl.py sft --model=FOLDER --data=judge.jsonl, then --user=llm:runs/<name>.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -34,13 +38,13 @@ class Recorder(envs.ScriptedUser):
         return super().answer(queries)
 
 
-def queries_of(gym: str, n: int, slip: float = 0.5) -> list[envs.Query]:
-    """The first n queries for a verdict, from held-out tasks; fewer in a gym that asks for none."""
+def queries_of(gym: str, n: int, slip: float = 0.5, split: str = "test") -> list[envs.Query]:
+    """The first n queries for a verdict, from tasks of a split; fewer in a gym that asks for none."""
     recorder = Recorder()
     for index in range(n):
         # of one conversation a few messages, or they would be too much alike
         before = len(recorder.judged)
-        envs.play(envs.make(gym, index, "test", user=recorder), lambda env: envs.expert(env, slip))
+        envs.play(envs.make(gym, index, split, user=recorder), lambda env: envs.expert(env, slip))
         del recorder.judged[before + 4:]
         if len(recorder.judged) >= n:
             break
@@ -83,17 +87,33 @@ def compare(user, gyms: list[str], n: int, show: int = 0) -> dict[str, dict]:
     return table
 
 
+def save(path: str, gyms: list[str], n: int) -> int:
+    """Write n queries of training tasks, in random order, each with the rules' verdict as the model's reply."""
+    talks = []
+    for gym in gyms:
+        for query in queries_of(gym, -(-n // len(gyms)), split="train"):
+            verdict = {"role": "assistant", "content": json.dumps(query.rules)}
+            talks.append({"gym": gym, "messages": [*envs.prompt(query), verdict]})
+    random.Random(0).shuffle(talks)
+    Path(path).write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    print(f"{len(talks)} queries with the rules' verdicts in {path}")
+    return 0
+
+
 def main(argv: list[str]) -> int:
-    own = {"n": 200, "show": 0}
-    for item in [item for item in argv if item.split("=")[0] in ("--n", "--show")]:
+    own = {"n": 200, "show": 0, "save": ""}
+    for item in [item for item in argv if item[2:].split("=")[0] in own]:
         name, _, text = item[2:].partition("=")
-        own[name] = grpo.typed(f"--{name}", text, int)
+        own[name] = grpo.typed(f"--{name}", text, type(own[name]))
         argv = [other for other in argv if other != item]
     argv = argv if any(item.startswith("--gyms=") for item in argv) else [*argv, "--gyms=all"]
     _, s = grpo.parse(["eval", *argv], userrl.Settings, userrl.COMMANDS)
+    gyms = [gym for gym in userrl.gym_names(s) if gym != "function"]
+    if own["save"]:
+        return save(own["save"], gyms, own["n"])
     if not isinstance(user := userrl.make_user(s), envs.LLMUser):
         raise ValueError("--user must be llm:MODEL@http://server/v1 or llm:FOLDER")
-    compare(user, [gym for gym in userrl.gym_names(s) if gym != "function"], own["n"], own["show"])
+    compare(user, gyms, own["n"], own["show"])
     print(", ".join(f"{name} {count:.0f}" for name, count in user.counts.items()) + f"; prompts {s.llm_prompts}")
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import agreement
 import envs
 import grpo
 import userrl
@@ -454,3 +455,13 @@ def test_a_checkpoint_in_the_users_chair(here):
     *texts, long = user.ask(talks)
     assert texts == [user.ask([talk])[0] for talk in talks[:4]] and "longer than --llm_context=200" in str(long)
     assert user.counts["requests"] == 9 and 0 < user.counts["completion_tokens"] <= 8 * 5
+
+
+def test_the_verdicts_of_the_rules_are_saved_to_be_imitated(here):
+    assert agreement.main(["--save=judge.jsonl", "--n=14"]) == 0
+    talks = [talk["messages"] for talk in userrl.read_talks("judge.jsonl")]
+    learned = {json.dumps(request): reply["content"] for *request, reply in talks}
+    for gym in ("turtle", "travel"):
+        queries = agreement.queries_of(gym, 2, split="train")
+        user = envs.LLMUser(lambda talks: [learned[json.dumps(talk)] for talk in talks])
+        assert agreement.agreement(queries, user.answer(queries))["agree"] == 1
