@@ -6,7 +6,8 @@
 
 The queries are those of a careless demonstrator's conversations with the scripted user.  A verdict agrees if all of
 its fields do.  "commonest" is what a user would reach that gives one verdict always, the one that is most frequent;
-"none" are queries without a verdict, which end a conversation as "user error".  Other settings are userrl.py's.
+"none" are queries without a verdict, which end a conversation as "user error".  Of userrl.py's settings those of the
+language model count; the gyms are as usual.
 
 What --save writes makes a user of one's own: userrl.py sft --model=FOLDER --data=judge.jsonl, then --user=llm:runs/<name>.
 """
@@ -51,10 +52,9 @@ def queries_of(gym: str, n: int, slip: float = 0.5, split: str = "test") -> list
     return recorder.judged[:n]
 
 
-def plain(verdict: dict) -> str:
-    """A verdict to compare: without the thought, and what may come in any order in one."""
-    fields = {name: sorted(value) if name == "asks" else value for name, value in verdict.items() if name != "thought"}
-    return json.dumps(fields, sort_keys=True)
+def plain(verdict: dict) -> dict:
+    """A verdict to compare, not as a text (a level is 1 or 1.0): no thought, and what may come in any order in one."""
+    return {name: sorted(value) if name == "asks" else value for name, value in verdict.items() if name != "thought"}
 
 
 def agreement(queries: list[envs.Query], replies: list) -> dict:
@@ -106,9 +106,10 @@ def main(argv: list[str]) -> int:
         name, _, text = item[2:].partition("=")
         own[name] = grpo.typed(f"--{name}", text, type(own[name]))
         argv = [other for other in argv if other != item]
-    argv = argv if any(item.startswith("--gyms=") for item in argv) else [*argv, "--gyms=all"]
-    _, s = grpo.parse(["eval", *argv], userrl.Settings, userrl.COMMANDS)
+    _, s = grpo.parse(["eval", "--gyms=all", *argv], userrl.Settings, userrl.COMMANDS)
     gyms = [gym for gym in userrl.gym_names(s) if gym != "function"]
+    if not gyms or own["n"] < 1:
+        raise ValueError("nothing to ask: --n is at least 1, and the user of function gives no verdict")
     if own["save"]:
         return save(own["save"], gyms, own["n"])
     if not isinstance(user := userrl.make_user(s), envs.LLMUser):

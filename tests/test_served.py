@@ -465,3 +465,21 @@ def test_the_verdicts_of_the_rules_are_saved_to_be_imitated(here):
         queries = agreement.queries_of(gym, 2, split="train")
         user = envs.LLMUser(lambda talks: [learned[json.dumps(talk)] for talk in talks])
         assert agreement.agreement(queries, user.answer(queries))["agree"] == 1
+
+
+def test_a_level_of_1_agrees_with_the_rules_1_point_0():
+    """They were compared as texts: whatever a model said of an answer in turtle, it never agreed."""
+    form = {"levels": [(-1, 0, 1)], "false": (True, False)}
+    query = envs.Query("judge", random.Random(0), about={"verdict": form}, rules={"levels": [1.0], "false": False})
+    for level, agrees in ("1", 1), ("0", 0):
+        verdict = envs.read_verdict(f'{{"levels": [{level}], "false": false}}', form)
+        assert agreement.agreement([query], [verdict])["agree"] == agrees
+
+
+def test_agreement_asks_the_gyms_that_are_named(here):
+    """--gym=search asked all gyms, since --gyms was not typed; --gyms=function asked nothing, without a word."""
+    assert agreement.main(["--save=judge.jsonl", "--n=2", "--gym=search"]) == 0
+    assert {json.loads(line)["gym"] for line in Path("judge.jsonl").read_text().splitlines()} == {"search"}
+    for nothing in "--gyms=function", "--n=0":
+        with pytest.raises(ValueError, match="nothing to ask"):
+            agreement.main(["--save=judge.jsonl", nothing])
