@@ -792,7 +792,10 @@ def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
         yield at, outcome
         failures = failures + 1 if outcome[2] == "agent_error" else 0
         if failures >= max(threads, 8):
-            unasked = [waiting.popleft() for _ in range(len(waiting))]
+            unasked = []
+            with contextlib.suppress(IndexError):                       # the threads take from it, too
+                while True:
+                    unasked.append(waiting.popleft())
             yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
             for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
                 yield ended()
@@ -818,7 +821,7 @@ def wire(talk: list[dict], tools: bool) -> list[dict]:
                 calls = [{"id": f"call_{i}", "type": "function", "function": function}]
                 messages.append({"role": role, "content": before.strip(), "tool_calls": calls})
                 continue
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 pass
         if role == "tool" and "tool_calls" in messages[-1]:
             messages.append({"role": role, "tool_call_id": f"call_{i - 1}", "content": text})
@@ -836,7 +839,7 @@ def said_by(message: dict) -> str:
     with contextlib.suppress(LookupError, TypeError):                   # calls that are none
         function = message["tool_calls"][0]["function"]
         call = {"name": function["name"], "arguments": function["arguments"]}
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             call["arguments"] = json.loads(call["arguments"])
         text += f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
     return envs.well_formed(text)

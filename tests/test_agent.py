@@ -2,6 +2,7 @@
 import itertools
 import json
 import threading
+from collections import deque
 from pathlib import Path
 
 import envs
@@ -149,6 +150,21 @@ def test_ctrl_c_while_the_last_conversations_of_a_gone_server_end():
         list(played)
 
 
+def test_a_thread_takes_a_conversation_while_the_rest_is_given_up(monkeypatch):
+    """So many were popped as had been there a moment before: now and then an IndexError, the deader the server."""
+    class Raced(deque):
+        def __len__(self):
+            return super().__len__() + 1
+
+    class Server:
+        def chat(self, *args, **fields):
+            raise OSError("gone")
+    monkeypatch.setattr(userrl, "deque", Raced)
+    todo = [envs.make("intention", index) for index in range(20)]
+    played = list(userrl.served_episodes(userrl.Settings(rows=2), Server(), todo))
+    assert sorted(at for at, _ in played) == list(range(20))
+
+
 def test_a_column_says_how_it_was_asked_where_that_changes_its_numbers():
     """With --max_new_tokens=512 instead of 80 the old numbers were shown, and nothing was asked."""
     some = {"model": "m@http://a/v1", "eval_temperature": 0.0, "max_new_tokens": 512, "rows": 3}
@@ -196,6 +212,15 @@ def test_what_a_message_says():
         '<tool_call>\n{"name": "f", "arguments": "{"}\n</tool_call>')
     talk = [{"role": "assistant", "content": "<think>\nno"}, {"role": "assistant", "content": "<think>yes</think> x"}]
     assert userrl.open_thoughts(talk) == 1
+
+
+def test_a_call_that_nests_without_end_is_no_call():
+    """Models repeat themselves: one "[[[[…" was a RecursionError, and the end of the whole evaluation."""
+    deep = "[" * 100_000
+    text = userrl.said_by({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": deep}}]})
+    assert json.loads(text.splitlines()[1]) == {"name": "f", "arguments": deep}
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"<tool_call>{deep}"}]
+    assert userrl.wire(talk, True) == talk
 
 
 # ------------------------------------------------------------------------------------------------ files
