@@ -169,7 +169,7 @@ class Settings(grpo.RunSettings):
                "preset": ("", *PRESETS), **grpo.RunSettings.CHOICES}
     LEAST = {**grpo.RunSettings.LEAST, "sft_tokens": 1, "updates": 1, "eval_tasks": 1, "demos": 1, "samples": 1,
              "max_turns": 1, "val_tasks": 1, "llm_requests": 1, "llm_tokens": 1, "llm_timeout": 0.01, "llm_tries": 1,
-             "llm_context": 64, "seeds": 1}
+             "llm_context": 64, "seeds": 1, "timeout": 0.01}
     MOST = {**grpo.RunSettings.MOST, "wrong": 100, "noise": 100, "seeds": 1000, "jobs": 64}
     ALSO = {"gym": "gyms"}
 
@@ -213,6 +213,8 @@ class Settings(grpo.RunSettings):
         for name in users(self.user) or [self.user]:                         # "mix:" alone is no user, and refused
             check_user(self, name)
         kept([], self.keep)
+        if self.keep and (not self.data or self.files):
+            raise ValueError("--keep chooses among the conversations of a file: --data=FILE")
         rewards.turn_credits([0.0], self.turn, self.gamma, self.k)      # says what is wrong with gamma and k
         if not chosen(self):
             raise ValueError("--gyms names no gym")
@@ -366,7 +368,7 @@ def check_user(s: Settings, name: str) -> None:
 def load_user(name: str):
     """The function load_user(argument, noise, vague, device) of a user's module."""
     module, colon, _ = name.partition(":")
-    if not colon or name in ("llm:", "mix:"):
+    if not colon or name in ("llm:", "mix:") or served(name):           # MODEL@URL without its llm:
         raise ValueError(f"--user is 'scripted', 'userlm:FOLDER', 'llm:MODEL@URL', 'llm:FOLDER', 'mix:A,B' or "
                          f"'MODULE:ARGUMENT', not {name!r}")
     return grpo.plug("user", f"{'userlm_r1' if module == 'userlm' else module}:load_user")
@@ -1856,6 +1858,8 @@ def play(s: Settings) -> None:
     """You are the agent of a gym; or, with --model, the user of a trained agent.  An empty line ends it."""
     if served(s.model):
         raise ValueError(f"--model={s.model} is for eval only")
+    if s.data and not s.files:
+        raise ValueError(f"--data={s.data} is no folder of task files")
     gym = chosen(s)[0]
     env = make_env(s, gym, s.index, s.split, seated(make_user(s), s.seed, gym, s.index))
     first, _ = env.reset()

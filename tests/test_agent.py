@@ -223,6 +223,17 @@ def test_a_call_that_nests_without_end_is_no_call():
     assert userrl.wire(talk, True) == talk
 
 
+@pytest.mark.parametrize("argv, says", [
+    ("sft --keep=top:1", "--keep chooses among the conversations of a file"),
+    ("play --gyms=function --data=functions.json", "--data=functions.json is no folder of task files"),
+    ("eval --model=m@http://127.0.0.1:9/v1 --timeout=0", "--timeout must be at least 0.01")])
+def test_a_setting_that_would_count_for_nothing_is_refused(here, capsys, argv, says):
+    """Without the --data the demonstrator was imitated, with a file our own tasks were played; no answer comes in no
+    time, which was said after half a minute of tries, as "Operation now in progress"."""
+    assert userrl.main(argv.split()) == 2
+    assert says in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 SHARE = {"system": "You may call.", "tools": json.dumps([{"name": "interact_with_env", "parameters": {}}]),

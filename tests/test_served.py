@@ -416,7 +416,8 @@ def test_no_reward_from_a_failure(here, serve, reply):
 @pytest.mark.parametrize("user, told", [
     ("llm:", "--user is 'scripted'"), ("llm:m@http:/x", "is not MODEL@http://server/v1"),
     ("llm:nowhere/at/all", "the folder does not exist"), ("mix:", "--user is 'scripted'"),
-    ("mix:scripted,claude", "--user is 'scripted'"), ("llm:m@http://127.0.0.1:9/v1", "Connection refused"),
+    ("mix:scripted,claude", "--user is 'scripted'"), ("m@http://127.0.0.1:9/v1", "--user is 'scripted'"),
+    ("llm:m@http://127.0.0.1:9/v1", "Connection refused"),
     ("llm:m@http://127.0.0.1:9/v1 --user_noise=.1", "for the scripted user")])
 def test_a_wrong_user_is_one_clear_line(here, capsys, user, told):
     assert userrl.main([*EVAL, "--llm_tries=1", *f"--user={user}".split()]) == 2
