@@ -1108,6 +1108,7 @@ class Env:
     max_turns = 16
     max_answers = 0
     message = ""                   # the agent's last action, as it came
+    solved = False                 # of a conversation that never began, too
     options: dict = {}             # the gym's own options of an episode: name -> default
     task_options: dict = {}        # what shapes the tasks it makes: name -> default
 

@@ -115,6 +115,16 @@ def test_a_server_that_dies_costs_episodes_not_returns(here, serve, capsys, monk
     assert [row["n"] for row in table.values()] == [3, 3] and "agent_error" not in table["telepathy"]["ended"]
 
 
+def test_a_server_that_is_gone_is_not_asked_by_the_rest(here, serve, monkeypatch):  # noqa: F811
+    """Of conversations that were never begun nobody knew whether they were solved: an AttributeError."""
+    monkeypatch.setattr(envs.time, "sleep", lambda seconds: None)
+    server = serve(lambda sent: "hi" if len(server.seen) < 2 else 500)
+    argv = ["eval", f"--model={server.address}", *SMALL, "--rows=1", "--eval_tasks=20"]
+    assert userrl.main(argv) == 0
+    table = json.loads(Path("runs/eval/eval.json").read_text())[server.address]["gyms"]
+    assert [row["agent_errors"] for row in table.values()] == [20, 20] and len(server.seen) < 40 * 6
+
+
 def test_episodes_whose_user_failed_are_played_again(here, serve, monkeypatch):  # noqa: F811
     """They never were: the column said "-" for ever."""
     server = serve(lambda sent: "[action] Is it big?")
