@@ -816,6 +816,7 @@ def wire(talk: list[dict], tools: bool) -> list[dict]:
         role, text = m["role"], m["content"]
         if role == "assistant":
             text = text.rpartition("</think>")[2].strip()
+            text = "" if text.startswith("<think>") else text
             before, tag, after = text.partition("<tool_call>")
             try:
                 call, _ = json.JSONDecoder().raw_decode(after.strip()) if tag and tools else ({}, 0)
@@ -833,11 +834,15 @@ def wire(talk: list[dict], tools: bool) -> list[dict]:
 
 
 def said_by(message: dict) -> str:
-    """What a server's message says, as one text: its thought, its words, and its first call of a tool."""
+    """What a server's message says, as one text: its thought, its words, and its first call of a tool.
+
+    A thought that nothing follows was cut short, and stays open: see `open_thoughts`.
+    """
     text = message.get("content") or ""
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thought, str) and "</think>" not in text:
-        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+        end = f"\n</think>\n\n{text}" if text or message.get("tool_calls") else ""
+        text = f"<think>\n{thought.strip()}{end}"
     with contextlib.suppress(LookupError, TypeError):                   # calls that are none
         function = message["tool_calls"][0]["function"]
         call = {"name": function["name"], "arguments": function["arguments"]}

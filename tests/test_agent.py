@@ -224,6 +224,14 @@ def test_what_a_message_says():
     assert userrl.open_thoughts(talk) == 1
 
 
+def test_a_served_thought_that_is_cut_short_is_open():
+    """Where the server sorts thoughts out, each was closed for it: all turns were errors, and no alarm said why."""
+    said = [userrl.said_by({"content": text, "reasoning": "Hm"}) for text in (None, "[finish]")]
+    talk = [{"role": "assistant", "content": text} for text in said]
+    assert said == ["<think>\nHm", "<think>\nHm\n</think>\n\n[finish]"] and userrl.open_thoughts(talk) == 1
+    assert [m["content"] for m in userrl.wire(talk, False)] == ["", "[finish]"]
+
+
 def test_a_call_that_nests_without_end_is_no_call():
     """Models repeat themselves: one "[[[[…" was a RecursionError, and the end of the whole evaluation."""
     deep = "[" * 100_000
