@@ -2360,7 +2360,8 @@ def margins(cells: dict[str, dict], returns: dict[str, list[float]]) -> dict[str
     """Of a grid in which two or more settings vary, each setting by itself: setting -> value -> a number per seed, the
     mean over all else.  Every cell tells of every setting: gaps are seen that are lost between two cells.
 
-    cells: cell -> {setting: value}.  Cells that are not part of the largest grid are left out.
+    cells: cell -> {setting: value}.  Cells that are not part of the largest grid are left out.  {} before a seed is
+    whole.
     """
     alike: dict[tuple, list[str]] = {}
     for cell in returns:
@@ -2368,7 +2369,7 @@ def margins(cells: dict[str, dict], returns: dict[str, list[float]]) -> dict[str
     grid = max(alike.values(), key=len, default=[])
     values = {key: list(dict.fromkeys(cells[cell][key] for cell in grid)) for key in (cells[grid[0]] if grid else {})}
     varied = {key: some for key, some in values.items() if len(some) > 1}
-    if len(varied) < 2 or len(grid) < math.prod(map(len, varied.values())):
+    if len(varied) < 2 or len(grid) < math.prod(map(len, varied.values())) or not returns[grid[0]]:
         return {}
     found: dict[str, dict] = {}
     for key, some in varied.items():

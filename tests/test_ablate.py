@@ -221,6 +221,15 @@ def test_a_setting_by_itself():
     assert userrl.margins(cells, {"loo": [9, 9]}) == {}
 
 
+def test_a_table_before_any_seed_is_whole():
+    """Each cell had a seed, but not the same one: the table's traceback ended a study, and its runs with it."""
+    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean")
+    found = {cell: {str(i % 2): {"RL": {"return": i, "ci95": 0.1}}} for i, cell in enumerate(cells)}
+    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": cells, "tests": [],
+             "results": {"cells": found, "tests": {}}}
+    assert userrl.study_lines(study)[-1] == "one seed says nothing of chance: cells are compared from the second on"
+
+
 def test_what_a_study_counts_as_measured():
     """A gym whose user had always failed left no number, and the study took the run for done; an expert without one
     ended the table in a traceback."""
