@@ -2131,7 +2131,8 @@ def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
                     done.add(name)
                     tell(job, True)
                 elif not grpo.interrupted:
-                    lost[name] = said[-1] if said else "its evaluation failed"
+                    ended = f"it ended with status {process.returncode}"        # -9: killed, often for its memory
+                    lost[name] = said[-1] if said else ended if process.returncode else "its evaluation failed"
                     print(f"! {name}: {lost[name]}", flush=True)
             if grpo.interrupted and not warned:
                 warned = True

@@ -171,6 +171,18 @@ def test_a_cell_that_fails_does_not_stop_the_others(inside, monkeypatch, capsys)
     assert list(results("x")["cells"]) == ["naive"]
 
 
+def test_a_run_that_was_killed_is_not_one_whose_evaluation_failed(inside, monkeypatch, capsys):
+    """The kernel kills without a word what takes too much memory; the study blamed the evaluation."""
+    killed = SimpleNamespace(poll=lambda: -9, wait=lambda timeout: -9, returncode=-9)
+
+    def spawn(argv, env):
+        killed.pipe, killed.errors = os.open(os.devnull, os.O_RDONLY), open(os.devnull)
+        return killed
+    monkeypatch.setattr(grpo, "spawn", spawn)
+    assert userrl.main(["ablate", "--grid=turn=em", "--seeds=1", *TINY, "--name=x"]) == 2
+    assert "! x/cold-s0: it ended with status -9\n" in capsys.readouterr().out
+
+
 # ---- numbers
 
 def test_tests_go_on_where_they_were_stopped(inside, monkeypatch):
