@@ -147,6 +147,20 @@ def test_the_user_in_the_gyms_is_as_it_was_set(chairs, monkeypatch):
     assert (asked[0]["max_new_tokens"], asked[0]["greedy"]) == (7, True)
 
 
+def test_what_is_resumed_measures_what_was_asked(here, monkeypatch):
+    """Killed before it had a number and resumed by its name alone, it took the noise and the slip of --help."""
+    for command, flag, work in (("fidelity", "--noise=0.7", "reality"), ("eval", "--slip=0.1", "evaluate")):
+        asked = []
+
+        def killed(s, *what, **more):
+            asked.append(what[0])
+            raise KeyboardInterrupt
+        monkeypatch.setattr(u, work, killed)
+        call = [command, f"--name={command}", "--model=teacher", "--workers=1"]
+        assert u.main([*call, flag]) == u.main([*call, "--resume=True"]) == 130
+        assert asked == [{"fidelity": "noise 0.7", "eval": 0.1}[command]] * 2
+
+
 @pytest.mark.parametrize("program, argv, says", [
     (u, ["fidelity"], "fidelity needs --model"),
     (u, ["fidelity", "--model=teacher", "--eval_calls=3"], "--eval_calls=10"),
