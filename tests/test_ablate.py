@@ -129,8 +129,14 @@ def test_every_study_can_be_planned(study):
 BAD = """
     --grid=foo=1 | unknown setting --foo
     --grid=turn | 'turn' is not setting=value,value
+    --grid= | ablate needs --grid=setting=value,value
+    --study= | ablate needs --grid=setting=value,value
+    --grid=; | ';' names no setting
+    --grid=turn=em;turn=naive | turn is there twice
     --grid=turn=wild | --turn is one of naive
+    --grid=lr=1..2% | --lr takes float
     --grid=steps=many | --steps takes int
+    --grid=sft_steps=many | --sft_steps takes int
     --grid=seed=1,2 | seed is of the whole study
     --grid=lr=1,1 | two cells are called lr1
     --study=foo | --study is one of credit
