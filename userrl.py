@@ -1760,7 +1760,7 @@ def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedU
     print(f"-- round {number}: the agent learns", flush=True)
     resume = (run.path / place / "config.json").exists()
     # tasks that no round before it had
-    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
+    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks * (1 + run.s.resample)
     part = grpo.Run(replace(run.s, name=run.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
     grpo.first_policy(part, None, first_envs(part.s))
     grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
