@@ -1423,10 +1423,11 @@ def talk_lines(history, notes: list[str], width: int = 88) -> list[str]:
 
 def before_and_after(run: grpo.Run) -> None:
     """Print one held-out task as it went before RL and after: the first one of the gym in which RL gained most."""
-    columns, talks = list(run.evals), run.read("talks.json", {})
-    if "RL" not in columns:
+    talks, gain = run.read("talks.json", {}), {}
+    before = next((name for name in ("SFT", "start", "untrained") if name in run.evals), None)
+    if not before or "RL" not in run.evals:
         return
-    names, gain = (columns[columns.index("RL") - 1], "RL"), {}
+    names = before, "RL"
     for gym, row in run.evals["RL"]["gyms"].items():
         returns = [run.evals[name]["gyms"][gym]["return"] for name in names]
         if None not in returns and all(gym in talks.get(name, {}) for name in names):
