@@ -717,11 +717,11 @@ def draw(probs, uniform, size=64):
     blocks = probs.sum(-1, dtype=torch.float64).cumsum(-1)  # [B, V / size]
     # rounding must not lead beyond the last likely word
     goal = uniform.clamp(max=1 - 1e-15)[:, None] * blocks[:, -1:]
-    block = torch.searchsorted(blocks, goal, right=True)
+    block = torch.searchsorted(blocks, goal, right=True).clamp_(max=blocks.shape[1] - 1)  # of NaN it is beyond
     goal = goal - F.pad(blocks, (1, 0)).gather(1, block)
     inside = probs[torch.arange(B, device=probs.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
     goal = torch.minimum(goal, inside[:, -1:] * (1 - 1e-15))
-    return block * size + torch.searchsorted(inside, goal, right=True)
+    return (block * size + torch.searchsorted(inside, goal, right=True)).clamp_(max=V - 1)
 
 
 class Engine:
@@ -866,6 +866,8 @@ class Engine:
             token = draw(logits.softmax(-1), self.tensor(uniform))
         logp = logits.gather(-1, token)[:, 0] - logits.logsumexp(-1)  # [B]
         both = torch.stack([token[:, 0].double(), logp.double()]).cpu().numpy()
+        if np.isnan(both[1]).any():
+            raise PolicyError("the policy's logits are no numbers: its weights are damaged, or have diverged")
         return both[0].astype(np.int64), both[1]
 
 

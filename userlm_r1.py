@@ -2163,17 +2163,17 @@ def learn(run: grpo.Run, phases: tuple[str, ...], base: Path | None = None) -> N
     grpo.run_phases(run, phases, teach, tell)
 
 
-def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> None:
+def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     """One policy in runs/<name>, a baseline in a folder there for each other mode; all tables side by side."""
     began = time.time()
     run = grpo.Run(s, command)
-    evals = {}
+    s, evals = run.s, {}                                                # in a run that goes on, as it began
     try:
         learn(run, phases)
-        for mode in baselines:
+        for mode in filter(None, s.baselines.split(",") if command == "demo" else []):
             print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
-            again = run.s.resume and (run.path / mode / "config.json").exists()
-            part = grpo.Run(dataclasses.replace(run.s, name=run.name, mode=mode, resume=again), command, mode)
+            again = s.resume and (run.path / mode / "config.json").exists()
+            part = grpo.Run(dataclasses.replace(s, name=run.name, mode=mode, resume=again), command, mode)
             learn(part, ("sft",), run.path / "read")
             evals[mode.replace("_", " ")] = part.evals["SFT"]
         measure(run, s.slip, "teacher")
@@ -2188,7 +2188,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...], baselines=()) -> N
 
 def demo(s: Settings) -> None:
     """SFT and RL, and beside them the same SFT in the other modes."""
-    start(s, "demo", ("sft", "rl"), [mode for mode in s.baselines.split(",") if mode])
+    start(s, "demo", ("sft", "rl"))
 
 
 def sft(s: Settings) -> None:
@@ -2231,13 +2231,14 @@ def eval_(s: Settings) -> None:
     if s.model == "tiny":
         raise ValueError("eval needs --model=<checkpoint folder> (or --model=teacher)")
     run = grpo.Run(as_trained(s), "eval")
+    s = run.s                                                           # in a run that goes on, as it began
     policy = s.slip
     if s.model != "teacher":
-        model, tokenizer = grpo.chosen_policy(run.s)
+        model, tokenizer = grpo.chosen_policy(s)
         policy = grpo.Engine(model, tokenizer, rows=s.rows, max_len=s.context, graphs=s.graphs)
         grpo.must_fit(policy, first_call(s))
     run.begin()
-    measure(run, policy, Path(run.s.model).name)
+    measure(run, policy, Path(s.model).name)
     print_tables(run.evals)
 
 
@@ -2262,7 +2263,7 @@ def fidelity_(s: Settings) -> None:
     if s.eval_calls < 10:
         raise ValueError(f"fidelity needs at least --eval_calls=10 to tell users apart, not {s.eval_calls}")
     run = grpo.Run(as_trained(s), "fidelity")
-    label, user = f"noise {s.noise}", scripted(run.s, "noise", s.noise)
+    label, user = f"noise {run.s.noise}", scripted(run.s, "noise", run.s.noise)
     if s.model != "teacher":
         label, user = s.model, trained(run.s)
     agents = agents_of(run.s)

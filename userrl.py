@@ -11,7 +11,7 @@
     python userrl.py selfplay --model=runs/demo --user=userlm:runs/speaker   agent and user learn from each other
     python userrl.py play  --gyms=telepathy           you are the agent;  with --model=…  you are its user
     python userrl.py demo  --name=demo --resume=True  go on after Ctrl-C, kill -9 or a power cut
-    python userrl.py ablate --grid="turn=naive,em;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
+    python userrl.py ablate --grid="kl=0,0.05;lr=50%,100%" --seeds=3  every combination, a table; or --study=…
     python userrl.py --help                           every command and setting
 
 A run lives in runs/<name>/: config.json, metrics.jsonl (one line a step, reproducible bit for bit), times.jsonl
@@ -157,7 +157,7 @@ class Settings(grpo.RunSettings):
     val_tasks: int = 16             # validation tasks per trained gym, neither training nor held-out tasks
     # studies
     study: str = ""                 # ablate: a ready one: credit, coldstart, user, efficiency, userbench, transfer
-    grid: str = ""                  # ablate: "turn=naive,em;lr=50%,100%", all combinations; "|" adds another grid
+    grid: str = ""                  # ablate: "kl=0,0.05;lr=50%,100%", all combinations; "|" adds another grid
     tests: str = ""                 # ablate, eval: a grid, too: with what each policy is evaluated
     seeds: int = 3                  # ablate: runs of each cell: seed, seed + 1, …
     jobs: int = 0                   # ablate: runs side by side, each of one process; 0: one per core, or one on a GPU
@@ -1433,10 +1433,11 @@ def talk_lines(history, notes: list[str], width: int = 88) -> list[str]:
 
 def before_and_after(run: grpo.Run) -> None:
     """Print one held-out task as it went before RL and after: the first one of the gym in which RL gained most."""
-    columns, talks = list(run.evals), run.read("talks.json", {})
-    if "RL" not in columns:
+    talks, gain = run.read("talks.json", {}), {}
+    before = next((name for name in ("SFT", "start", "untrained") if name in run.evals), None)
+    if not before or "RL" not in run.evals:
         return
-    names, gain = (columns[columns.index("RL") - 1], "RL"), {}
+    names = before, "RL"
     for gym, row in run.evals["RL"]["gyms"].items():
         returns = [run.evals[name]["gyms"][gym]["return"] for name in names]
         if None not in returns and all(gym in talks.get(name, {}) for name in names):
@@ -1770,7 +1771,7 @@ def agent_round(run: grpo.Run, number: int, agents: list[str], user: envs.MixedU
     print(f"-- round {number}: the agent learns", flush=True)
     resume = (run.path / place / "config.json").exists()
     # tasks that no round before it had
-    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks
+    demos = run.s.demos + (number - 1) * run.s.steps * run.s.tasks * (1 + run.s.resample)
     part = grpo.Run(replace(run.s, name=run.name, model=agents[-1], demos=demos, resume=resume), "selfplay", place)
     grpo.first_policy(part, None, first_envs(part.s))
     grpo.run_phases(part, ("rl",), {"rl": partial(train_rl, part, user)}, lambda label: None)
@@ -1956,7 +1957,11 @@ def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]
                 raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
             if key in OF_STUDIES | {"seed", "workers"}:
                 raise ValueError(f"--{option}: {key} is of the whole study")
+            if key in values:
+                raise ValueError(f"--{option}: {key} is there twice; its values stand together, {key}=value,value")
             values[key] = [meant(s, key, value.strip()) for value in several.split(",")]
+        if not values:
+            raise ValueError(f"--{option}: {part!r} names no setting")
         varied = [key for key in values if len(values[key]) > 1]
         for each in itertools.product(*values.values()):
             cell = dict(zip(values, each))
@@ -1981,7 +1986,7 @@ def meant(s: Settings, key: str, text: str) -> str:
     now = getattr(s, key, None)
     if isinstance(now, str):
         return text.replace("+", ",")
-    if isinstance(now, (int, float)) and re.fullmatch(r"[\d.]+%", text):
+    if isinstance(now, (int, float)) and re.fullmatch(r"\d+(\.\d+)?%", text):
         return str(type(now)(now * float(text[:-1]) / 100))
     return text
 
@@ -2064,7 +2069,7 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
         model, needs = values.get("model", s.model), []
-        if model == "tiny" and int(of_cold.get("sft_steps", s.sft_steps)):
+        if model == "tiny" and grpo.typed("--sft_steps", of_cold.get("sft_steps", s.sft_steps), int):
             differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
             words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
             cold = f"{name}/{folder_name(words)}"
@@ -2143,7 +2148,8 @@ def run_jobs(jobs: list[Job], side_by_side: int, tell) -> dict[str, str]:
                     done.add(name)
                     tell(job, True)
                 elif not grpo.interrupted:
-                    lost[name] = said[-1] if said else "its evaluation failed"
+                    ended = f"it ended with status {process.returncode}"        # -9: killed, often for its memory
+                    lost[name] = said[-1] if said else ended if process.returncode else "its evaluation failed"
                     print(f"! {name}: {lost[name]}", flush=True)
             if grpo.interrupted and not warned:
                 warned = True
@@ -2372,7 +2378,8 @@ def margins(cells: dict[str, dict], returns: dict[str, list[float]]) -> dict[str
     """Of a grid in which two or more settings vary, each setting by itself: setting -> value -> a number per seed, the
     mean over all else.  Every cell tells of every setting: gaps are seen that are lost between two cells.
 
-    cells: cell -> {setting: value}.  Cells that are not part of the largest grid are left out.
+    cells: cell -> {setting: value}.  Cells that are not part of the largest grid are left out.  {} before a seed is
+    whole.
     """
     alike: dict[tuple, list[str]] = {}
     for cell in returns:
@@ -2380,7 +2387,7 @@ def margins(cells: dict[str, dict], returns: dict[str, list[float]]) -> dict[str
     grid = max(alike.values(), key=len, default=[])
     values = {key: list(dict.fromkeys(cells[cell][key] for cell in grid)) for key in (cells[grid[0]] if grid else {})}
     varied = {key: some for key, some in values.items() if len(some) > 1}
-    if len(varied) < 2 or len(grid) < math.prod(map(len, varied.values())):
+    if len(varied) < 2 or len(grid) < math.prod(map(len, varied.values())) or not returns[grid[0]]:
         return {}
     found: dict[str, dict] = {}
     for key, some in varied.items():
@@ -2400,7 +2407,7 @@ def ablate(s: Settings) -> None:
     folder = Path("runs") / name
     if "/" in name or (folder / "config.json").exists():
         raise ValueError(f"{folder} is a run, not a study: choose another --name")
-    grids = {"grid": s.grid or ready["grid"], "tests": s.tests or ready.get("tests", "")}
+    grids = {"grid": s.grid or ready.get("grid", ""), "tests": s.tests or ready.get("tests", "")}
     if any("{user}" in text for text in grids.values()):
         if s.user == "scripted":
             print("no language model was given (--user=llm:MODEL@URL): the study goes without one")
@@ -2412,6 +2419,8 @@ def ablate(s: Settings) -> None:
         s = replace(s, user="scripted", llm_prompts="")
     grids = {key: text.replace("{name}", name) for key, text in grids.items()}
     cells = grid_cells(s, "grid", grids["grid"])
+    if not cells:
+        raise ValueError(f"ablate needs --grid=setting=value,value, or --study, one of {', '.join(STUDIES)}")
     jobs = study_jobs(s, name, cells, grids["tests"])
     todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
     folder.mkdir(parents=True, exist_ok=True)

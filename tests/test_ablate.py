@@ -129,8 +129,14 @@ def test_every_study_can_be_planned(study):
 BAD = """
     --grid=foo=1 | unknown setting --foo
     --grid=turn | 'turn' is not setting=value,value
+    --grid= | ablate needs --grid=setting=value,value
+    --study= | ablate needs --grid=setting=value,value
+    --grid=; | ';' names no setting
+    --grid=turn=em;turn=naive | turn is there twice
     --grid=turn=wild | --turn is one of naive
+    --grid=lr=1..2% | --lr takes float
     --grid=steps=many | --steps takes int
+    --grid=sft_steps=many | --sft_steps takes int
     --grid=seed=1,2 | seed is of the whole study
     --grid=lr=1,1 | two cells are called lr1
     --study=foo | --study is one of credit
@@ -169,6 +175,18 @@ def test_a_cell_that_fails_does_not_stop_the_others(inside, monkeypatch, capsys)
     said = capsys.readouterr()
     assert "! x/em-s0: " in said.out and "1 of 2 runs failed, x/em-s0 because" in said.err
     assert list(results("x")["cells"]) == ["naive"]
+
+
+def test_a_run_that_was_killed_is_not_one_whose_evaluation_failed(inside, monkeypatch, capsys):
+    """The kernel kills without a word what takes too much memory; the study blamed the evaluation."""
+    killed = SimpleNamespace(poll=lambda: -9, wait=lambda timeout: -9, returncode=-9)
+
+    def spawn(argv, env):
+        killed.pipe, killed.errors = os.open(os.devnull, os.O_RDONLY), open(os.devnull)
+        return killed
+    monkeypatch.setattr(grpo, "spawn", spawn)
+    assert userrl.main(["ablate", "--grid=turn=em", "--seeds=1", *TINY, "--name=x"]) == 2
+    assert "! x/cold-s0: it ended with status -9\n" in capsys.readouterr().out
 
 
 # ---- numbers
@@ -219,6 +237,15 @@ def test_a_setting_by_itself():
     del returns["em-mean"]
     assert userrl.margins(cells, returns) == {} == userrl.margins({}, {})
     assert userrl.margins(cells, {"loo": [9, 9]}) == {}
+
+
+def test_a_table_before_any_seed_is_whole():
+    """Each cell had a seed, but not the same one: the table's traceback ended a study, and its runs with it."""
+    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean")
+    found = {cell: {str(i % 2): {"RL": {"return": i, "ci95": 0.1}}} for i, cell in enumerate(cells)}
+    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": cells, "tests": [],
+             "results": {"cells": found, "tests": {}}}
+    assert userrl.study_lines(study)[-1] == "one seed says nothing of chance: cells are compared from the second on"
 
 
 def test_what_a_study_counts_as_measured():

@@ -3,6 +3,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,20 @@ def test_the_user_in_the_gyms_is_as_it_was_set(chairs, monkeypatch):
     assert (asked[0]["max_new_tokens"], asked[0]["greedy"]) == (7, True)
 
 
+def test_what_is_resumed_measures_what_was_asked(here, monkeypatch):
+    """Killed before it had a number and resumed by its name alone, it took the noise and the slip of --help."""
+    for command, flag, work in (("fidelity", "--noise=0.7", "reality"), ("eval", "--slip=0.1", "evaluate")):
+        asked = []
+
+        def killed(s, *what, **more):
+            asked.append(what[0])
+            raise KeyboardInterrupt
+        monkeypatch.setattr(u, work, killed)
+        call = [command, f"--name={command}", "--model=teacher", "--workers=1"]
+        assert u.main([*call, flag]) == u.main([*call, "--resume=True"]) == 130
+        assert asked == [{"fidelity": "noise 0.7", "eval": 0.1}[command]] * 2
+
+
 @pytest.mark.parametrize("program, argv, says", [
     (u, ["fidelity"], "fidelity needs --model"),
     (u, ["fidelity", "--model=teacher", "--eval_calls=3"], "--eval_calls=10"),
@@ -205,6 +220,23 @@ def test_a_round_in_which_nothing_was_said_teaches_nothing(chairs, capsys, monke
     assert userrl.main(["selfplay", *flags]) == userrl.main(["selfplay", "--name=q", "--resume=True"]) == 0
     said = "! round 1: nothing was said in words, and the user stays as it is\n"
     assert capsys.readouterr().out.count(said) == 2 and json.loads(Path("runs/q/lines-1.json").read_text()) == []
+
+
+def test_no_round_has_a_task_of_another(here, monkeypatch):
+    """With --resample the second round began among the tasks that the first had drawn in place of others."""
+    begun = []
+
+    def part(s, command, place):
+        begun.append(s)
+        return SimpleNamespace(s=s, path=Path("runs", place))
+    monkeypatch.setattr(grpo, "Run", part)
+    monkeypatch.setattr(grpo, "first_policy", lambda *rest: None)
+    monkeypatch.setattr(grpo, "run_phases", lambda *rest: None)
+    s = userrl.Settings(gyms="intention", hold_out="", steps=2, tasks=3, resample=2)
+    for number in (1, 2):
+        userrl.agent_round(SimpleNamespace(s=s, path=Path("runs/x"), name="x"), number, ["a"], None)
+    one, two = (set(userrl.deal(each, {}, 2 * 3 * (1 + 2))) for each in begun)
+    assert one.isdisjoint(two)
 
 
 def test_self_play_stopped_and_resumed(chairs, capsys, monkeypatch):

@@ -534,6 +534,14 @@ def test_draw_is_the_inverse_cdf(words):
         assert u > 0.999999 or word == next(i for i, upto in enumerate(sums) if upto > u * sums[-1])
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_policy_of_nan_says_so(policy, greedy):
+    """What had diverged elsewhere talked on without a meaning, or ended in a traceback about an index."""
+    engine = grpo.Engine(*policy, rows=1, max_len=64)
+    with pytest.raises(grpo.PolicyError, match="no numbers"):
+        engine.sample(torch.full((2, 700), math.nan), np.array([0.1, 0.9]), greedy=greedy)
+
+
 def test_temperature_of_sampler_and_scorer(policy):
     """Sampled at one temperature and scored at another, the ratio was not 1 and the clip fraction never 0."""
     warm = play(policy, n=4, temperature=0.7)

@@ -1041,6 +1041,24 @@ def test_demo_twice_the_same_then_cut_and_resumed(here, capsys, monkeypatch):
     assert u.main(["demo", "--name=a", *SMALL]) == 2
 
 
+def test_a_resumed_demo_has_the_baselines_and_the_teacher_it_began_with(here, monkeypatch):
+    """The line that it prints resumes it by its name alone, and it took the baselines and the slip of --help."""
+    done = []
+
+    def learn(run, phases, base=None):
+        run.begin()
+        done.append(run.path.name)
+        if not run.s.resume:
+            raise grpo.Stop
+        run.evals["SFT"] = {}
+    monkeypatch.setattr(u, "learn", learn)
+    monkeypatch.setattr(u, "measure", lambda run, *what: run.evals.update({what[1]: done.append(what)}))
+    monkeypatch.setattr(u, "print_tables", lambda evals: None)
+    assert u.main(["demo", "--name=a", "--slip=0.1", "--baselines=", "--workers=1"]) == 130
+    assert u.main(["demo", "--name=a", "--resume=True"]) == 0
+    assert done == ["a", "a", (0.1, "teacher")]
+
+
 def test_a_checkpoint_brings_the_form_it_was_trained_in(here, monkeypatch):
     """`train` on a policy without reasoning asked it for reasoning, and a run folder was no --model."""
     started = []

@@ -746,7 +746,12 @@ def test_one_task_before_and_after(here, capsys):
     short = {"history": [["user", "Hi."], ["agent", "[answer] yes"], ["user", "Right."]], "rewards": [0.5],
              "status": "done"}
     before = {"history": LONG, "rewards": [0.0] * 8, "status": "truncated"}
-    run.write("talks.json", {"SFT": {"a": before, "b": before}, "RL": {"a": short, "b": short}})
+    kept = {"SFT": before, "RL": short, "expert": short}
+    run.write("talks.json", {name: {"a": talk, "b": talk} for name, talk in kept.items()})
+    userrl.before_and_after(run)
+    assert capsys.readouterr().out == BOTH
+    # measured again, since its user had failed, RL stands behind the expert: that was taken for the policy before RL
+    run.evals["RL"] = run.evals.pop("RL")
     userrl.before_and_after(run)
     assert capsys.readouterr().out == BOTH
     del run.evals["RL"]
