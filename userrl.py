@@ -1929,7 +1929,8 @@ STUDIES = {
         "grid": "five: mixture=equal",
         "show": "travel turtle function tau persuade intention telepathy search"},
 }
-# Settings that the cold start depends on; cells that differ in others alone share one.
+# Settings that the cold start depends on; cells that differ in others alone share one. The noise of the user that the
+# demonstrator talks with is left out on purpose: so do the cells of the study of users.
 COLD = set("""gyms hold_out vocab_size hidden layers heads kv_heads head_dim mimetic slip sft_steps sft_lr sft_echo
     muon weight_decay dtype reading demos sft_tokens facts drills data keep form classic max_turns tier choice wrong
     noise env persona patience""".split())
