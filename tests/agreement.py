@@ -2,14 +2,15 @@
 
     python tests/agreement.py --user=llm:MODEL@http://localhost:8000/v1      200 queries, spread over the gyms
     python tests/agreement.py --user=llm:FOLDER --n=70 --gyms=turtle,search --show=3
-    python tests/agreement.py --save=judge.jsonl --n=1200     no model: the rules' verdicts on training tasks, to imitate
+    python tests/agreement.py --save=judge.jsonl --n=1200    no model: the rules' verdicts on training tasks
 
 The queries are those of a careless demonstrator's conversations with the scripted user.  A verdict agrees if all of
 its fields do.  "commonest" is what a user would reach that gives one verdict always, the one that is most frequent;
 "none" are queries without a verdict, which end a conversation as "user error".  Of userrl.py's settings those of the
 language model count; the gyms are as usual.
 
-What --save writes makes a user of one's own: userrl.py sft --model=FOLDER --data=judge.jsonl, then --user=llm:runs/<name>.
+What --save writes makes a user of one's own: userrl.py sft --model=FOLDER --data=judge.jsonl imitates it, then
+--user=llm:runs/<name>.
 """
 
 from __future__ import annotations
