@@ -977,7 +977,7 @@ class LLMUser:
                 try:
                     replies[i] = self._read(query, replies[i], text)
                 except ValueError as error:
-                    replies[i] = UserError(f"no verdict: {error}")
+                    replies[i] = UserError(f"no verdict in {_cut(text, 80)!r}: {error}")
                     again[i] = query, self._repaired(talk, text, error)
             todo = again
             self._count(**{"failed" if attempt else "repaired": len(again)})

@@ -304,7 +304,7 @@ def test_one_repair_and_then_a_user_error():
     assert env.user.counts == {"judged": 1, "spoken": 0, "replaced": 0, "repaired": 1, "failed": 0}
     assert "I would say yes." in ask.talks[1][1]["content"] and "Expecting value" in ask.talks[1][1]["content"]
     env = thing(model("Yes."), words=False)
-    with pytest.raises(envs.UserError, match="no verdict: Expecting value"):
+    with pytest.raises(envs.UserError, match="no verdict in 'Yes.': Expecting value"):
         env.step("[action] Is it big?")
     assert (env.user.counts["repaired"], env.user.counts["failed"]) == (1, 1)
     with pytest.raises(envs.UserError, match="m@x: timed out"):
