@@ -336,6 +336,8 @@ def make_env(s: Settings, gym: str, index: int, split: str, user) -> envs.Env:
         options["data"] = s.files
     if s.classic:
         options |= {"classic": True, **CLASSIC.get((gym, split), CLASSIC.get(gym, {}))}
+        if s.max_turns != Settings.max_turns:                           # what is typed counts
+            options["max_turns"] = s.max_turns
     return envs.make(gym, index, split, task, user, **{**options, **env_options(s, gym, split)})
 
 

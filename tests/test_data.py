@@ -180,6 +180,8 @@ def test_classic_settings_by_hand():
     assert pay == [(0.0, 0.8, True, 12), (0.2, 0.6, True, 12)]
     assert userrl.make_env(s, "tau", 0, "test", None).max_turns == 9
     assert userrl.make_env(userrl.Settings(classic=True), "tau", 0, "test", None).max_turns == 30
+    # a number of turns that was typed had no effect on tau
+    assert userrl.make_env(userrl.Settings(classic=True, max_turns=2), "tau", 0, "test", None).max_turns == 2
     assert not userrl.make_env(userrl.Settings(), "tau", 0, "test", None).classic
 
 
