@@ -791,21 +791,24 @@ def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
     for _ in range(threads):
         threading.Thread(target=work, daemon=True).start()              # Ctrl-C, twice, waits for no server
     failures, began = 0, time.time()
-    for count in range(1, len(todo) + 1):
-        at, outcome = ended()
-        yield at, outcome
-        failures = failures + 1 if outcome[2] == "agent_error" else 0
-        if failures >= max(threads, 8):
-            unasked = []
-            with contextlib.suppress(IndexError):                       # the threads take from it, too
-                while True:
-                    unasked.append(waiting.popleft())
-            yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
-            for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
-                yield ended()
-            return
-        if count % max(1, len(todo) // 10) == 0:
-            print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
+    try:
+        for count in range(1, len(todo) + 1):
+            at, outcome = ended()
+            yield at, outcome
+            failures = failures + 1 if outcome[2] == "agent_error" else 0
+            if failures >= max(threads, 8):
+                unasked = []
+                with contextlib.suppress(IndexError):                       # the threads take from it, too
+                    while True:
+                        unasked.append(waiting.popleft())
+                yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
+                for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
+                    yield ended()
+                return
+            if count % max(1, len(todo) // 10) == 0:
+                print(f"   {count} of {len(todo)} conversations, {grpo.clock(time.time() - began)} minutes", flush=True)
+    finally:
+        lock.acquire()                  # a model of ours that still answers when Python ends would abort it
 
 
 def wire(talk: list[dict], tools: bool) -> list[dict]:

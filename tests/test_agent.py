@@ -2,6 +2,7 @@
 import itertools
 import json
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -158,6 +159,32 @@ def test_ctrl_c_while_the_last_conversations_of_a_gone_server_end():
     failed.set()
     with pytest.raises(grpo.Stop):
         list(played)
+
+
+def test_ctrl_c_waits_for_a_users_model_that_answers():
+    """Python ended with the thread still in torch: "terminate called without an active exception", status 134."""
+    asked, answering = threading.Event(), []
+
+    class Slowly(envs.ScriptedUser):
+        def answer(self, queries):
+            answering.append(True)
+            asked.set()
+            time.sleep(0.3)
+            answering.pop()
+            return super().answer(queries)
+
+    class Server:
+        talks = itertools.count()
+
+        def chat(self, *args, **fields):
+            if next(self.talks) == 0:
+                return {"content": "[action] What is your budget?"}
+            asked.wait(30)
+            raise grpo.Stop
+    todo = [envs.make("intention", index, user=Slowly()) for index in range(2)]
+    with pytest.raises(grpo.Stop):
+        list(userrl.served_episodes(userrl.Settings(rows=2), Server(), todo))
+    assert not answering
 
 
 def test_a_thread_takes_a_conversation_while_the_rest_is_given_up(monkeypatch):
