@@ -4733,7 +4733,10 @@ class IntentionGym(Env):
             details.append({
                 "description": what, "importance": int(weight), "inquiry": inquiry, "options": options,
                 "value": value})
-            topics[what] = lexicons_of(f"{what}. {inquiry}", request)[1]
+            # what any question is put in asks for a detail only as a part of its name
+            name = " ".join(w for w in re.findall("[a-z]{3,}", what.lower()) if w not in ("the", "and", "for"))
+            alone = lexicons_of(f"{what}. {inquiry}", f"{request} {INTENTION_PUT}")[1]
+            topics[what] = f"{name or 'no such name'}|{alone}"
         if not details or len(topics) < len(details):
             raise ValueError("field 'missing_details' must hold different details")
         return {
@@ -4810,6 +4813,14 @@ INTENTION_REQUESTS = (
     "I want {thing}. {said} Can you help?|Hi, I need {thing}. {said}|{said} I am looking for {thing}.|"
     "Please help me with {thing}. {said} What do you suggest?|I would like {thing}. {said}|"
     "Could you help me find {thing}? {said}")
+# Words that a question is put in, whatever it asks for: alone they are no sign of a detail from a file.
+INTENTION_PUT = """
+    a an and any anything are aware can certain could do does desired else example for generally have help
+    how in interested interest is it kind kinds know like looking many me mind more most much need of or
+    other particular particularly please prefer preferred preference preferences provide should some
+    something sort specific specifically specify such tell that the there these they thing things to type
+    types use used user want wanted was what where which will with within would you your"""
+
 INTENTION_SAY = table("""
     many: One question at a time, please.|Too many questions at once. Which one first?
     again: I told you that already.|You know that already.|As I said before.

@@ -2,6 +2,7 @@
 import pytest
 
 import audit
+import envs
 from envs import INTENTION_CATEGORIES, INTENTION_SLOTS, SMALL_TALK, addressed, intent, is_question, make
 
 # What a message to the intention user of one fixed task earns, and what it must not uncover.
@@ -168,3 +169,25 @@ def test_classic_hears_no_thought():
     env.reset(options={"persona": "plain"})
     assert env.step("<think>budget food date</think> zzz")[1] == 0.0
     assert env.step("<think>hm</think> What is your budget?")[1] == 1.0
+
+
+@pytest.mark.parametrize("classic", [False, True])
+def test_words_that_any_question_is_put_in_are_no_detail_of_a_file(classic):
+    """ "your", "like" and "specific" stood in a detail's own question: of the original tasks 42 % paid for fifteen
+    questions that asked for nothing, such as "Do you have a specific preference?"."""
+    entry = {"id": 1, "category": "Music", "task": "I learn to play the guitar. Find easy songs.", "missing_details": [
+        {"description": "Type of guitar", "importance": "3", "options": ["acoustic"],
+         "inquiry": "Could you please specify what type of guitar you would like to play?"},
+        {"description": "Skill level", "importance": "2", "options": ["beginner"],
+         "inquiry": "What is your current level of experience with this?"}]}
+    task = envs.IntentionGym.read_task("1", entry)
+
+    def earned(question):
+        env = envs.make("intention", task=task, classic=classic)
+        env.reset()
+        return env.step(f"[action] {question}")[1]
+    for question in ("Do you have a specific preference?", "What would you like?", "What type are you interested in?",
+                     "Could you please tell me more?", "What are your name and your zip code?"):
+        assert earned(question) == 0
+    assert earned("What type of guitar is it?") == 1.0
+    assert earned("How much experience do you have?") == 0.7
