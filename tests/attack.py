@@ -313,6 +313,8 @@ def kills(rng, n):
 
 def interrupts(rng, n):
     """Ctrl-C at a random moment of the first ten seconds: no traceback, and it ends"""
+    # what a shell started in the background ignores Ctrl-C, and so would its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(n):
         shutil.rmtree("runs/i", ignore_errors=True)
         process = subprocess.Popen([sys.executable, str(ROOT / "userrl.py"), *PAIR, "--name=i", "--steps=500"],
