@@ -86,7 +86,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # a bar per checkpoint drowns the step lines
-if first_thread and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+# Our own programs stay so until their settings are read, see `dying_at_once`.
+ours = os.path.basename(sys.argv[0]) in ("userrl.py", "userlm_r1.py")
+if first_thread and signal.getsignal(signal.SIGINT) is signal.SIG_DFL and not ours:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -2522,6 +2524,20 @@ def command_line(argv, doc, kind, commands, file):
     return status
 
 
+@contextlib.contextmanager
+def dying_at_once():
+    """Ctrl-C ends the process: a KeyboardInterrupt that falls into some object's __del__ is lost, the run goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    plain = first_thread and before in (signal.SIG_DFL, signal.default_int_handler)
+    if plain:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if plain:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def attempt(argv, doc, kind, commands, file):
     """A call of `command_line` in which every error that is not a bug becomes one line."""
     if hasattr(sys.stdout, "reconfigure"):                              # a terminal without "±" does not end a run
@@ -2531,8 +2547,9 @@ def attempt(argv, doc, kind, commands, file):
             usage(doc, kind, commands)
             sys.stdout.flush()
             return 0
-        command, s = parse(argv, kind, commands)
-        check_place()
+        with dying_at_once():
+            command, s = parse(argv, kind, commands)
+            check_place()
         if command not in ("play", "chat"):
             signal.signal(signal.SIGINT, on_interrupt if rank() == 0 else signal.SIG_IGN)
         commands[command](s)

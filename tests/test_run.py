@@ -265,3 +265,19 @@ def test_without_a_script_one_process_is_enough(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     with pytest.raises(ValueError, match="--workers=1"):
         grpo.this_program()
+
+
+def test_ctrl_c_while_settings_are_read_is_not_lost():
+    """As a KeyboardInterrupt that fell into a __del__ it was "ignored", and the run began: now and then, in 1 of 25."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError), grpo.dying_at_once():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            raise ValueError
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with grpo.dying_at_once():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
