@@ -4813,13 +4813,14 @@ INTENTION_REQUESTS = (
     "I want {thing}. {said} Can you help?|Hi, I need {thing}. {said}|{said} I am looking for {thing}.|"
     "Please help me with {thing}. {said} What do you suggest?|I would like {thing}. {said}|"
     "Could you help me find {thing}? {said}")
-# Words that a question is put in, whatever it asks for: alone they are no sign of a detail from a file.
+# Words that a question is put in, whatever it asks for: alone they are no sign of a detail from a file.  Shorter ones
+# are none to `lexicons_of`, but for the stems of doing and using.
 INTENTION_PUT = """
-    a an and any anything are aware can certain could do does desired else example for generally have help
-    how in interested interest is it kind kinds know like looking many me mind more most much need of or
-    other particular particularly please prefer preferred preference preferences provide should some
-    something sort specific specifically specify such tell that the there these they thing things to type
-    types use used user want wanted was what where which will with within would you your"""
+    anything aware certain could do does desired else example generally have help interested interest kind kinds
+    know like looking many mind more most much need other particular particularly please prefer preferred
+    preference preferences provide should some something sort specific specifically specify such tell
+    that there these they thing things type types use used user want wanted what where which will with
+    within would your"""
 
 INTENTION_SAY = table("""
     many: One question at a time, please.|Too many questions at once. Which one first?
