@@ -103,7 +103,7 @@ CHAT_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content 
                  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=256,
+def tiny_policy(texts, *, vocab_size=2048, hidden=128, layers=2, heads=4, kv_heads=2, head_dim=64, ffn=256,
                 max_len=4096, init=0.1, mimetic=False, seed=0):
     """A Qwen3-architecture model with random weights and a byte-level BPE tokenizer trained on `texts`.
 
@@ -2593,7 +2593,7 @@ class DummyEnv:
     """Fixed texts of realistic length: what a rollout costs apart from any environment."""
 
     def __init__(self, task, turns):
-        self.task, self.turns, self.said, self.user = task, turns, 0, self
+        self.task, self.turns, self.said, self.user, self.ended = task, turns, 0, self, []
         self.system_prompt = (
             "You are a travel assistant who talks with one traveller. Each turn you make one move: [action] asks the "
             "traveller about a wish, [search] looks up flights, hotels or cars, [answer] proposes one option by its "
@@ -2606,6 +2606,7 @@ class DummyEnv:
     def turn(self, action):
         reply = yield f"{self.said}: {action[:10]}"
         self.said += 1
+        self.ended.append(time.perf_counter())
         return (f"{reply} I would like to leave before {6 + (self.task + self.said) % 12} in the morning and to pay at "
                 f"most {100 + 20 * self.said} for it."), 0.5, self.said >= self.turns, False, {}
 
@@ -2651,9 +2652,13 @@ def largest_gap(a, b):
 
 
 def play(engine, talks, turns, new, kind=DummyEnv):
-    """(Trajectories, seconds by part) of groups of eight. Here no turn ends by itself: all sides do the same work."""
-    engine.stop, clock = -1, {}
-    return rollout(engine, [kind(i // 8, turns) for i in range(talks)], max_new_tokens=new, clock=clock), clock
+    """(Trajectories, seconds by part) of groups of eight; clock["turns"]: seconds until all had had their k-th turn.
+    Here no turn ends by itself: all sides do the same work."""
+    engine.stop, clock, envs = -1, {}, [kind(i // 8, turns) for i in range(talks)]
+    began = time.perf_counter()
+    trajs = rollout(engine, envs, max_new_tokens=new, clock=clock)
+    clock["turns"] = np.max([env.ended for env in envs], 0) - began  # [turns]
+    return trajs, clock
 
 
 def spent(clock):
@@ -2757,20 +2762,22 @@ def self_checks(model, tokenizer, trajs, new):
 
 
 def compare_with_generate(engine, talks, new, all_turns):
-    """Our rollouts against generate's, up to the same turn of the same conversations; returns ours."""
+    """Our rollouts against generate's, in the same conversations up to a turn, and at that turn alone; returns ours."""
     model, tokenizer, seconds = engine.model, engine.tokenizer, []
-    trajs, _ = play(engine, talks, all_turns[-1], new)
+    rounds = [play(engine, talks, all_turns[-1], new) for _ in range(3)]
+    trajs = rounds[0][0]
     said, plain_logps = plain_rollout(model, tokenizer, trajs, new, seconds)
     mine = token_logps(model, [Trajectory(ids=s, mask=t.mask, turn=t.turn) for s, t in zip(said, trajs)])
     last = [[x for x, k in zip(m, t.turn) if k == all_turns[-1] - 1] for m, t in zip(mine, trajs)]
     print(f"ours = generate's own            {largest_gap(last, plain_logps.tolist()):.1e}\n")
-    print("rollout benchmark                   turns    tokens/s   generate's    ratio")
+    ours = np.median([clock["turns"] for _, clock in rounds], 0)  # seconds up to each turn
+    plain = np.cumsum(seconds)
+    print("rollout benchmark  turns    tokens/s   generate's    ratio   at the last turn")
     for turns in all_turns:
-        clocks = [play(engine, talks, turns, new)[1] for _ in range(3)]
-        clock = sorted(clocks, key=spent)[1]
-        plain = sum(seconds[:turns])
-        print(f"{turns:41}{clock['sampled'] / spent(clock):12.0f}{clock['sampled'] / plain:13.0f}"
-              f"{plain / spent(clock):9.1f}   " + ", ".join(f"{k} {clock[k]:.2f}" for k in ("prefill", "decode")))
+        sampled, end = talks * turns * new, turns - 1
+        at_last = (plain[end] - plain[end - 1]) / (ours[end] - ours[end - 1])
+        print(f"{turns:24}{sampled / ours[end]:12.0f}{sampled / plain[end]:13.0f}{plain[end] / ours[end]:9.1f}"
+              f"{at_last:19.1f}")
     return trajs
 
 
@@ -2780,11 +2787,12 @@ def main(argv):
     if shape:
         return roofline(shape)
     talks, all_turns, new = (16, (2, 4), 16) if quick else (64, (4, 8, 16), 20)
+    torch.set_num_threads(1)  # as each process of a run has on a CPU
     ours, naive, gap = memory_of_log_probs(512 if quick else 1024)
     with open(__file__) as f:
         model, tokenizer = tiny_policy([f.read()] + [DummyEnv(i, 1).reset()[0] for i in range(12)])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {talks} conversations "
-          f"x {all_turns[-1]} turns x {new} tokens, {torch.get_num_threads()} threads\n")
+          f"x {all_turns[-1]} turns x {new} tokens, one thread\n")
     engine = Engine(model, tokenizer, rows=talks, max_len=2048)
     play(engine, 4, 1, 4)  # warm-up
     self_checks(model, tokenizer, play(engine, talks, all_turns[0], new)[0], new)
@@ -2797,10 +2805,10 @@ def main(argv):
     late_turn, early_turn = (turn_seconds(engine, talks, n - heard, heard, new) for n in (long, short))
     cost = late_turn / early_turn
     print(f"\na token of turn {many} costs {cost:.1f} of turn {few}'s; its context is {long / short:.1f} times as long")
-    floor = floor_seconds(engine, talks, short)
-    step = turn_seconds(engine, talks, short) / 20
-    print(f"a decode step of {talks} rows at {short} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its floor "
-          f"of matrix products and attention")
+    floor = floor_seconds(engine, talks, short + 10)  # half way through the steps below
+    step = turn_seconds(engine, talks, short, new=20) / 20
+    print(f"a decode step of {talks} rows at {short + 10} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its "
+          f"floor of matrix products and attention")
     turns = 2 if quick else 8
     _, late = play(engine, talks, turns, new, LateEnv)
     alone, work = play(engine, 1, turns, new)[1], play(engine, talks, turns, new)[1]
@@ -2811,7 +2819,7 @@ def main(argv):
           f"({ours / naive:.2f}); gradients differ by {gap:.0e}")
 
 
-SHAPES = {"tiny": (128, 3, 4, 2, 32, 256, 2048), "0.6B": (1024, 28, 16, 8, 128, 3072, 151_936),
+SHAPES = {"tiny": (128, 2, 4, 2, 64, 256, 2048), "0.6B": (1024, 28, 16, 8, 128, 3072, 151_936),
           "1.7B": (2048, 28, 16, 8, 128, 6144, 151_936), "4B": (2560, 36, 32, 8, 128, 9728, 151_936)}
 
 
