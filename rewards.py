@@ -18,6 +18,8 @@ Run:  python rewards.py      one conversation, its credits and advantages under 
 """
 import itertools
 import math
+import os
+import sys
 from statistics import NormalDist
 
 EPS = 1e-6     # added to divisors, as in the released code: a tiny spread gives a tiny z
@@ -434,4 +436,8 @@ def _demo():
 
 
 if __name__ == "__main__":
-    _demo()
+    try:
+        _demo()
+        sys.stdout.flush()
+    except BrokenPipeError:                      # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

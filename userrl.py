@@ -885,13 +885,17 @@ def short(name: str, width: int = 16) -> str:
     return name if len(name) <= width else f"{name[:half - 1]}…{name[-half:]}"
 
 
-def print_table(columns: dict[str, dict]) -> None:
-    """Mean return on held-out tasks, a column a policy, a row a gym; then what only some evaluations have."""
+# What the tasks of a split are called.
+TASKS = {"test": "held-out tasks", "val": "validation tasks", "train": "training tasks"}
+
+
+def print_table(columns: dict[str, dict], split: str = "test") -> None:
+    """Mean return on a split's tasks, a column a policy, a row a gym; then what only some evaluations have."""
     def line(title, cells):
         print(f"{title:28}" + "".join(f"{cell:>17}" for cell in cells))
     several = list(columns.values())
     print()
-    line("return on held-out tasks", [short(re.sub("@https?://.*", "…", name)) for name in columns])
+    line(f"return on {TASKS.get(split, split)}", [short(re.sub("@https?://.*", "…", name)) for name in columns])
     for gym in several[-1]["gyms"]:
         n = max(c["gyms"][gym]["n"] for c in several)
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
@@ -1482,7 +1486,7 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on held-out tasks{failed}, "
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on {TASKS.get(s.split, s.split)}{failed}, "
           f"{grpo.phase_gb():.2f} GB", flush=True)
     if "user_counts" in result:
         told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
@@ -1597,7 +1601,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
         print(f"stopped after {run.state['phase'] or 'start'}, step {run.state['step']}; go on with\n"
               f"    python userrl.py {command} --name={run.name} --resume=True")
         raise
-    print_table(run.evals)
+    print_table(run.evals, run.s.split)
     if "best" in (val := run.state.get("val", {})):
         last = "-" if val["last"] is None else f"{val['last']:.3f}"
         print(f"on validation tasks the policy of RL step {val['step']} was best: {val['best']:.3f}, the last one "
@@ -1705,7 +1709,7 @@ def eval_(s: Settings) -> None:
         each = c["seconds"] / c["requests"]
         print(f"   {c['requests']} requests, {c['retries']} of them repeated, {each:.2f} s each; {c['prompt_tokens']} "
               f"tokens read, {c['completion_tokens']} written")
-    print_table(run.evals)
+    print_table(run.evals, run.s.split)
     if gym_names(s) == ["travel"] and run.evals[label]["gyms"]["travel"]["n"]:
         print_userbench(run.evals[label]["gyms"]["travel"]["userbench"])
     print(f"written to {run.path}/eval.json" + (f" and {TALKS}" if (run.path / TALKS).exists() else ""))
@@ -1979,7 +1983,21 @@ def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]
             if option == "grid" and name in ("cold", "SFT", "expert"):
                 raise ValueError(f"--grid: no cell may be called {name}: a study's own runs are")
             cells[name] = cell
+    if option == "grid":
+        no_twins(s, cells)
     return cells
+
+
+def no_twins(s: Settings, cells: dict) -> None:
+    """ValueError if two cells differ in nothing that their credit reads."""
+    known: dict[frozenset, str] = {}
+    for name, values in cells.items():
+        read = {"combine": s.combine, **values}
+        if read["combine"] == "loo":
+            read = {key: value for key, value in read.items() if key not in ("turn", "trajectory")}
+        twin = known.setdefault(frozenset(read.items()), name)
+        if twin != name:
+            raise ValueError(f"--grid: {twin} and {name} are the same: loo reads neither turn nor trajectory")
 
 
 def folder_name(words: list[str]) -> str:
@@ -2023,7 +2041,7 @@ def examine(s: Settings) -> None:
     for _, alike in itertools.groupby(run.evals.items(), key=lambda item: list(item[1]["gyms"])):
         alike = list(alike)
         for first in range(0, len(alike), 6):                           # as many columns as fit
-            print_table(dict(alike[first:first + 6]))
+            print_table(dict(alike[first:first + 6]), s.split)
     print(f"written to {run.path}/eval.json")
 
 
@@ -2278,10 +2296,15 @@ def study_lines(study: dict) -> list[str]:
         texts += [pm(row.get(key) for row in end) for key in show]
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
     runs = [run for rows in cells.values() for run in rows.values()]
-    for label in ("demonstrator", "expert"):
-        reached = [run[label]["return"] for run in runs if run.get(label, {}).get("return") is not None]
-        if reached:
-            lines.append(f"{label:{width}}{'':6}{'':17}{average(reached):17.3f}")
+    # what all cells began with can be compared with each of them, gym by gym; several cold starts have no mean
+    begun = {study["starts"].get(f"{cell}-s{seed}") for cell, seed in itertools.product(cells, study["seeds"])}
+    for label in ("start", "demonstrator", "expert"):
+        reached = [run[label] for run in runs if run.get(label, {}).get("return") is not None]
+        if reached and (label != "start" or len(begun) == len(study["seeds"])):
+            of_key = {key: [row.get(key) for row in reached] for key in ["return", *show]}
+            texts = ["-" if None in values else f"{average(values):.3f}" for values in of_key.values()]
+            texts[1:1] = ["", ""]                                       # under "± over tasks" and "gain"
+            lines.append(f"{label:{width}}{'':23}" + "".join(f"{text:>17}" for text in texts))
     lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds; "
                  "over tasks: of one run)")
     seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
@@ -2446,8 +2469,8 @@ def ablate(s: Settings) -> None:
         print("stopped; the same command goes on")
         raise
     print("\n".join(keep_results(study)))
-    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\n"
-          f"a page for a browser:  python userrl.py report {folder}")
+    page = f"  python userrl.py report {folder}" if lost else f" {write_report(folder)}"
+    print(f"everything is in {folder}/; pictures:  python userrl.py plot {folder}\na page for a browser:{page}")
     if lost:
         raise ValueError(f"{len(lost)} of {len(jobs)} runs failed, {min(lost)} because: {lost[min(lost)]}")
 

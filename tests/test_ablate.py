@@ -70,6 +70,7 @@ def test_a_killed_study_ends_with_the_same_table(inside, monkeypatch, capsys):
     assert set(results("cut")["cells"]) == {"naive", "em"}
     table = Path("runs/cut/table.txt").read_text()
     assert table == Path("runs/whole/table.txt").read_text().replace("whole", "cut")
+    assert Path("runs/whole/report.html").exists()
     # finished: nothing runs again, the table is there again
     inside.clear()
     capsys.readouterr()
@@ -82,15 +83,20 @@ def test_a_killed_study_ends_with_the_same_table(inside, monkeypatch, capsys):
 
 def test_what_a_grid_means():
     s = userrl.Settings(lr=0.5, steps=42)
-    grid = "turn=naive,em; lr=50%,2; kl=0.1 | held-out: gyms=travel+turtle; user_noise=0.2 | combine=loo"
+    grid = "turn=naive,em; combine=scale; lr=50%,2; kl=0.1 | held-out: gyms=travel+turtle; user_noise=0.2 | combine=loo"
     assert userrl.grid_cells(s, "grid", grid) == {
-        "naive-lr0.25": {"turn": "naive", "lr": "0.25", "kl": "0.1"},
-        "naive-lr2": {"turn": "naive", "lr": "2", "kl": "0.1"},
-        "em-lr0.25": {"turn": "em", "lr": "0.25", "kl": "0.1"},
-        "em-lr2": {"turn": "em", "lr": "2", "kl": "0.1"},
+        "naive-lr0.25": {"turn": "naive", "combine": "scale", "lr": "0.25", "kl": "0.1"},
+        "naive-lr2": {"turn": "naive", "combine": "scale", "lr": "2", "kl": "0.1"},
+        "em-lr0.25": {"turn": "em", "combine": "scale", "lr": "0.25", "kl": "0.1"},
+        "em-lr2": {"turn": "em", "combine": "scale", "lr": "2", "kl": "0.1"},
         "held-out": {"gyms": "travel,turtle", "user_noise": "0.2"},
         "loo": {"combine": "loo"}}
     assert list(userrl.grid_cells(s, "grid", "x: steps=0%,50%")) == ["x-steps0", "x-steps21"]
+    # without --combine=scale all cells earned the same, after hours
+    for twins in ("turn=naive,em", "turn=naive | trajectory=sum", "turn=em; combine=scale,loo | combine=loo; turn=r2g"):
+        with pytest.raises(ValueError, match="are the same: loo reads neither turn nor trajectory"):
+            userrl.grid_cells(s, "grid", twins)
+    userrl.grid_cells(s, "grid", "turn=em,r2g; combine=scale | combine=loo; lr=50%,100%")
     with pytest.raises(ValueError, match="no cell may be called cold"):     # it took the place of its own cold start
         userrl.grid_cells(s, "grid", "cold: turn=em")
 
@@ -98,7 +104,7 @@ def test_what_a_grid_means():
 def test_all_cells_of_a_seed_share_a_cold_start():
     """But where a cell differs in what the cold start depends on, it has its own; without SFT steps none."""
     s = userrl.Settings(seeds=2, sft_steps=10, gyms="intention")
-    cells = userrl.grid_cells(s, "grid", "turn=naive,em | sft_steps=0,5")
+    cells = userrl.grid_cells(s, "grid", "turn=naive,em; combine=scale | sft_steps=0,5")
     jobs = {job.name: job for job in userrl.study_jobs(s, "x", cells, "")}
     assert list(jobs)[:6] == ["x/cold-s0", "x/naive-s0", "x/em-s0", "x/sft_steps0-s0",
                               "x/cold-sft_steps5-s0", "x/sft_steps5-s0"]
@@ -171,7 +177,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(inside, monkeypatch, capsys)
             raise ValueError("no luck")
         real(s)
     monkeypatch.setitem(userrl.COMMANDS, "train", train)
-    assert userrl.main(["ablate", "--grid=turn=em,naive", "--seeds=1", *TINY, "--sft_steps=0", "--name=x"]) == 2
+    grid = "--grid=turn=em,naive; combine=scale"
+    assert userrl.main(["ablate", grid, "--seeds=1", *TINY, "--sft_steps=0", "--name=x"]) == 2
     said = capsys.readouterr()
     assert "! x/em-s0: " in said.out and "1 of 2 runs failed, x/em-s0 because" in said.err
     assert list(results("x")["cells"]) == ["naive"]
@@ -241,10 +248,10 @@ def test_a_setting_by_itself():
 
 def test_a_table_before_any_seed_is_whole():
     """Each cell had a seed, but not the same one: the table's traceback ended a study, and its runs with it."""
-    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean")
+    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean; combine=scale")
     found = {cell: {str(i % 2): {"RL": {"return": i, "ci95": 0.1}}} for i, cell in enumerate(cells)}
     study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": cells, "tests": [],
-             "results": {"cells": found, "tests": {}}}
+             "starts": {}, "results": {"cells": found, "tests": {}}}
     assert userrl.study_lines(study)[-1] == "one seed says nothing of chance: cells are compared from the second on"
 
 
@@ -256,11 +263,27 @@ def test_what_a_study_counts_as_measured():
     assert userrl.measured({"gyms": ["intention"], "tau": 1.0})
     rows = {"0": {"RL": {"return": 0.5, "ci95": 0.3}, "expert": {"return": None}},
             "1": {"RL": {"return": 0.7, "ci95": 0.1}, "expert": {"return": None}}}
-    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": {"a": {}}, "tests": [],
+    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": {"a": {}}, "tests": [], "starts": {},
              "results": {"cells": {"a": rows}, "tests": {}}}
     lines = userrl.study_lines(study)
     # 1.271 over the seeds; over tasks .2, not .2 / sqrt(2): both seeds meet the same tasks
     assert lines[3].split()[-5:] == ["0.600", "±", "1.271", "0.200", "-"] and "expert" not in "".join(lines)
+
+
+def test_the_start_is_a_row_where_all_began_with_it():
+    """A table of transfer showed each gym after RL alone: whether it had been earned before could not be seen."""
+    def row(value, turtle):
+        return {"return": value, "ci95": 0.1, "turtle": turtle}
+    found = {cell: {"0": {"start": row(0.5, 0.25), "RL": row(0.75, 0.5), "expert": row(2.0, None)}} for cell in "ab"}
+    study = {"name": "x", "question": "", "show": "turtle", "seeds": [0], "cells": {"a": {}, "b": {}}, "tests": [],
+             "starts": {"a-s0": "cold-s0", "b-s0": "cold-s0"}, "results": {"cells": found, "tests": {}}}
+    rows = {line.split()[0]: line.split()[1:] for line in userrl.study_lines(study)[3:7]}
+    assert rows["a"] == ["1", "0.500", "0.750", "0.100", "+0.250", "0.500"]
+    assert rows["start"] == ["0.500", "0.250"] and rows["expert"] == ["2.000", "-"]
+    widths = {len(line) for line in userrl.study_lines(study)[2:7]}
+    assert len(widths) == 1                                             # each number stands in its column
+    study["starts"]["b-s0"] = "cold-half-s0"
+    assert not any(line.startswith("start") for line in userrl.study_lines(study))
 
 
 def test_best_of_k_by_counting():
@@ -277,7 +300,8 @@ def test_best_of_k_by_counting():
 
 def make_study(seeds=(0, 1)) -> dict:
     """A study of made-up numbers: cell i earns i + seed / 10."""
-    cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean | combine=loo")
+    grid = "turn=naive,em; trajectory=sum,mean; combine=scale | combine=loo"
+    cells = userrl.grid_cells(userrl.Settings(), "grid", grid)
     tests = ["plain", "held-out"]
 
     def row(value):

@@ -688,3 +688,11 @@ def test_runs_alone_in_an_empty_folder(tmp_path):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "nan" not in done.stdout
+
+
+def test_somebody_reads_only_the_beginning():
+    """`python rewards.py | head -1` ended in a BrokenPipeError's traceback."""
+    demo = subprocess.Popen([sys.executable, R.__file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    demo.stdout.close()
+    assert demo.stderr.read() == b"" and demo.wait() == 0
+    demo.stderr.close()

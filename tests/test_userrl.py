@@ -883,3 +883,11 @@ def test_an_evaluation_that_fails_costs_no_table_and_is_made_up_for(echo, capsys
     monkeypatch.setattr(userrl, "played", real)
     assert userrl.main(["sft", "--name=a", "--resume=True"]) == 0
     assert evals("a")["expert"]["macro"]["return"] > 0
+
+
+def test_a_table_says_whose_tasks_they_are(tmp_path, monkeypatch, capsys):
+    """eval --split=train headed its table "held-out tasks"."""
+    monkeypatch.chdir(tmp_path)
+    assert userrl.main(["eval", "--model=expert", "--gyms=telepathy", "--split=train", "--eval_tasks=2", "--workers=1"]) == 0
+    out = capsys.readouterr().out
+    assert "return on training tasks" in out and "on training tasks, " in out and "held-out" not in out
