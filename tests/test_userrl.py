@@ -888,6 +888,7 @@ def test_an_evaluation_that_fails_costs_no_table_and_is_made_up_for(echo, capsys
 def test_a_table_says_whose_tasks_they_are(tmp_path, monkeypatch, capsys):
     """eval --split=train headed its table "held-out tasks"."""
     monkeypatch.chdir(tmp_path)
-    assert userrl.main(["eval", "--model=expert", "--gyms=telepathy", "--split=train", "--eval_tasks=2", "--workers=1"]) == 0
+    some = ["--gyms=telepathy", "--split=train", "--eval_tasks=2", "--workers=1"]
+    assert userrl.main(["eval", "--model=expert", *some]) == 0
     out = capsys.readouterr().out
     assert "return on training tasks" in out and "on training tasks, " in out and "held-out" not in out
