@@ -2540,10 +2540,9 @@ def curves_picture(panels: dict[str, dict[str, list]]):
     every = [value for lines in found.values() for line in lines.values() for value in line[1]]
     low, high = min(every), max(every)
     text = [f"return by RL step, from {low:.3f} ▁ to {high:.3f} █ (mean over seeds)"]
-    for title, lines in found.items():
-        for label, (steps, mean, _, _) in lines.items():
-            name = f"{title} {label}".strip()
-            text.append(f"{name[-24:]:24} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}")
+    named = {f"{title} {label}".strip(): line[1] for title, lines in found.items() for label, line in lines.items()}
+    width = max(24, *map(len, named))
+    text += [f"{name:{width}} {mean[0]:6.3f} {spark(mean, low, high)} {mean[-1]:6.3f}" for name, mean in named.items()]
     labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
     several = any(len(curves) > 1 for lines in panels.values() for curves in lines.values())
 
@@ -2731,13 +2730,16 @@ def study_pictures(folder: Path, study: dict) -> list:
         if not rest:
             panels.setdefault("", {}).update({cell: cell for cell in cells})
             continue
-        label = {cell: ", ".join(cells_of[cell][key] for key in rest) for cell in cells}
+        again = any(title.startswith(f"{first} (") for title in grids)  # another grid with these rows: say which
+        fixed = [f"; {key} {cells_of[cells[0]][key]}" for key in keys if again and key not in (first, *rest)]
+        label = {cell: ", ".join(f"{key} " * again + cells_of[cell][key] for key in rest) for cell in cells}
         earned = {}
         for cell in cells:
             row = cells_of[cell][first]
-            panels.setdefault(f"{first} {row}", {})[label[cell]] = cell
+            panels.setdefault("".join([f"{first} {row}", *fixed]), {})[label[cell]] = cell
             earned[row, label[cell]] = [run["RL"]["return"] for run in results["cells"].get(cell, {}).values()]
-        grids[f"{first} (down), {', '.join(rest)} (across)"] = *map(list, map(dict.fromkeys, zip(*earned))), earned
+        title = "".join([f"{first} (down), {', '.join(rest)} (across)", *fixed])
+        grids[title] = *map(list, map(dict.fromkeys, zip(*earned))), earned
     paths = {cell: [folder / f"{cell}-s{seed}" for seed in rows] for cell, rows in results["cells"].items()}
     curves = {title: {label: [*map(curve, paths.get(cell, []))] for label, cell in lines.items()}
               for title, lines in panels.items()}

@@ -298,9 +298,11 @@ def test_best_of_k_by_counting():
 
 # ---- pictures
 
-def make_study(seeds=(0, 1)) -> dict:
+GRID = "turn=naive,em; trajectory=sum,mean; combine=scale"
+
+
+def make_study(seeds=(0, 1), grid=f"{GRID} | combine=loo") -> dict:
     """A study of made-up numbers: cell i earns i + seed / 10."""
-    grid = "turn=naive,em; trajectory=sum,mean; combine=scale | combine=loo"
     cells = userrl.grid_cells(userrl.Settings(), "grid", grid)
     tests = ["plain", "held-out"]
 
@@ -344,6 +346,16 @@ def test_pictures_are_drawn(here):
     svg = Path("runs/made/pictures/grid.svg").read_text()
     assert ">naive<" in svg and ">3.050<" in svg
     assert Path("runs/made/pictures/grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_grids_of_the_same_settings_stand_side_by_side(here):
+    """The second took the place of the first in the curves and in the heat map, and nothing said so."""
+    study = make_study(grid=f"{GRID} | b: {GRID}; kl=0")
+    curves, _, (_, grid, _) = [picture for picture in userrl.study_pictures(Path("runs/made"), study)[:3]]
+    names = [line.split("  ")[0] for line in curves[1][1:]]
+    assert names[::5] == ["turn naive sum", "turn naive; combine scale; kl 0 trajectory mean"] and len(set(names)) == 8
+    titles = ["turn (down), trajectory (across)", "turn (down), trajectory (across); combine scale; kl 0"]
+    assert grid[1::5] == titles and [line.split()[1] for line in grid if line[:2] == "em"] == ["2.050", "6.050"]
 
 
 def test_policies_of_several_gyms_stand_in_one_picture():
