@@ -2628,6 +2628,7 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
         figure.set_size_inches(2.0 + 0.95 * wide + 0.3 * len(grids), 1.5 + 0.5 * slanted + 0.42 * len(rows))
         ratios = [len(columns) for _, columns, _ in grids.values()]
         axes = figure.subplots(1, len(grids), squeeze=False, width_ratios=ratios)[0]
+        named = None
         for axis, (title, (rows_here, columns, cells)) in zip(axes, grids.items()):
             means = np.full((len(rows_here), len(columns)), np.nan)
             for (row, column), values in cells.items():
@@ -2646,7 +2647,8 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
             axis.set_title(title, loc="left")
             axis.set_xticks(range(len(columns)), columns, rotation=30 if slanted else 0,
                             ha="right" if slanted else "center")
-            axis.set_yticks(range(len(rows_here)), rows_here if axis is axes[0] else [""] * len(rows_here))
+            axis.set_yticks(range(len(rows_here)), [""] * len(rows_here) if rows_here == named else rows_here)
+            named = rows_here                                           # by the map to the left
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         figure.supxlabel(note, fontsize=8)

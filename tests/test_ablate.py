@@ -358,6 +358,16 @@ def test_grids_of_the_same_settings_stand_side_by_side(here):
     assert grid[1::5] == titles and [line.split()[1] for line in grid if line[:2] == "em"] == ["2.050", "6.050"]
 
 
+def test_each_heat_map_names_its_rows(here):
+    """Only the first did: beside naive and em stood those of lr, without a name of their own."""
+    pytest.importorskip("matplotlib")
+    study = make_study(grid=f"{GRID} | lr=1,2; kl=0,0.5 | turn=naive,em; k=3,4; combine=shift")
+    pictures = {name: draw for name, _, draw in filter(None, userrl.study_pictures(Path("runs/made"), study))}
+    userrl.save_picture(Path("runs/made/pictures/grid"), pictures["grid"])
+    svg = Path("runs/made/pictures/grid.svg").read_text()
+    assert [svg.count(f">{row}<") for row in ("naive", "em", "1", "2")] == [2, 2, 1, 1]
+
+
 def test_policies_of_several_gyms_stand_in_one_picture():
     """`plot` refused an evaluation whose --tests differ in gyms, and a self-play with its user's fidelity beside."""
     of = {"return": 1.0, "ci95": 0.1}
