@@ -2295,12 +2295,8 @@ def study_lines(study: dict) -> list[str]:
         texts = [pm(start), pm(row["return"] for row in end), f"{tasks:.3f}", pm(gain, "+")]
         texts += [pm(row.get(key) for row in end) for key in show]
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
-    runs = [run for rows in cells.values() for run in rows.values()]
-    # what all cells began with can be compared with each of them, gym by gym; several cold starts have no mean
-    begun = {study["starts"].get(f"{cell}-s{seed}") for cell, seed in itertools.product(cells, study["seeds"])}
     for label in ("start", "demonstrator", "expert"):
-        reached = [run[label] for run in runs if run.get(label, {}).get("return") is not None]
-        if reached and (label != "start" or len(begun) == len(study["seeds"])):
+        if reached := in_common(cells, label):
             of_key = {key: [row.get(key) for row in reached] for key in ["return", *show]}
             texts = ["-" if None in values else f"{average(values):.3f}" for values in of_key.values()]
             texts[1:1] = ["", ""]                                       # under "± over tasks" and "gain"
@@ -2314,6 +2310,19 @@ def study_lines(study: dict) -> list[str]:
         means = ", ".join(f"{value} {average(of):.3f}" for value, of in margin.items())
         lines += ["", f"{setting}, mean over all else: {means}", *separation(margin)]
     return lines + list(itertools.chain(*[matrix_lines(study, key) for key in ["return", *show]]))
+
+
+def in_common(cells: dict, label: str) -> list[dict]:
+    """A seed's `numbers` of what is beside all cells ("start", "demonstrator", "expert"), for each seed.
+
+    [] unless all cells of a seed measured the same: several cold starts, or one with several users, have no mean.
+    """
+    of_seed: dict[str, list[dict]] = {}
+    for seed, run in itertools.chain(*(rows.items() for rows in cells.values())):
+        if run.get(label, {}).get("return") is not None:
+            of_seed.setdefault(seed, []).append(run[label])
+    alike = all(len({row["return"] for row in some}) == 1 for some in of_seed.values())
+    return [some[0] for some in of_seed.values()] if alike else []
 
 
 def matrix_lines(study: dict, key: str) -> list[str]:
@@ -2579,7 +2588,7 @@ def dots_picture(study: dict):
     earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
     order = sorted(cells, key=earned.get)
     for column, label in itertools.product(columns, ("demonstrator", "expert")):
-        beside[column, label] = average(run[label].get(column) for run in runs if label in run)
+        beside[column, label] = average(row.get(column) for row in in_common(cells, label))
 
     def draw(figure):
         figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))
