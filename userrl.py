@@ -889,6 +889,11 @@ def short(name: str, width: int = 16) -> str:
 TASKS = {"test": "held-out tasks", "val": "validation tasks", "train": "training tasks"}
 
 
+def tasks_of(settings: dict) -> str:
+    """What a run, or a study, was measured on; older studies do not say."""
+    return TASKS.get(f"{settings.get('split')}", TASKS["test"])
+
+
 def print_table(columns: dict[str, dict], split: str = "test") -> None:
     """Mean return on a split's tasks, a column a policy, a row a gym; then what only some evaluations have."""
     def line(title, cells):
@@ -2301,7 +2306,7 @@ def study_lines(study: dict) -> list[str]:
             texts = ["-" if None in values else f"{average(values):.3f}" for values in of_key.values()]
             texts[1:1] = ["", ""]                                       # under "± over tasks" and "gain"
             lines.append(f"{label:{width}}{'':23}" + "".join(f"{text:>17}" for text in texts))
-    lines.append("(mean return on held-out tasks, RL after, start before; ± half a 95 % interval over seeds; "
+    lines.append(f"(mean return on {tasks_of(study)}, RL after, start before; ± half a 95 % interval over seeds; "
                  "over tasks: of one run)")
     seeds = [seed for seed in map(str, study["seeds"]) if all(seed in rows for rows in cells.values())]
     returns = {cell: [rows[seed]["RL"]["return"] for seed in seeds] for cell, rows in cells.items()}
@@ -2465,7 +2470,7 @@ def ablate(s: Settings) -> None:
     grpo.hold(folder)
     starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
     study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
-             "seeds": list(range(s.seed, s.seed + s.seeds)), "cells": cells,
+             "seeds": list(range(s.seed, s.seed + s.seeds)), "split": s.split, "cells": cells,
              "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
     gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -2616,7 +2621,7 @@ def dots_picture(study: dict):
             axis.grid(axis="x")
             axis.locator_params(axis="x", nbins=4)
             axis.tick_params(axis="y", length=0)
-        figure.supxlabel("on held-out tasks: mean and 95 % interval over seeds, small: each seed; grey: before RL "
+        figure.supxlabel(f"on {tasks_of(study)}: mean and 95 % interval over seeds, small: each seed; grey: before RL "
                          "(tick), demonstrator (dashes), expert (dots)", fontsize=8)
     return "cells", [], draw
 
@@ -2664,7 +2669,7 @@ def heat_picture(name: str, grids: dict[str, tuple[list[str], list[str], dict]],
     return name, text, draw
 
 
-def bars_picture(columns: dict[str, dict]):
+def bars_picture(columns: dict[str, dict], tasks: str = TASKS["test"]):
     """What each policy of a run earns in each gym, with intervals over tasks."""
     gyms = list(dict.fromkeys(itertools.chain(*[column["gyms"] for column in columns.values()])))
     none = {"return": None, "ci95": None}                               # of tests in other gyms
@@ -2686,7 +2691,7 @@ def bars_picture(columns: dict[str, dict]):
             axis.bar(places, heights, yerr=errors, width=0.9, color=COLOURS[i % len(COLOURS)], label=short(name),
                      error_kw={"linewidth": 1, "ecolor": "#444444"})
         axis.set_xticks([(len(columns) + 1) * g + (len(columns) - 1) / 2 for g in range(len(gyms))], gyms)
-        axis.set_ylabel("return on held-out tasks")
+        axis.set_ylabel(f"return on {tasks}")
         axis.tick_params(axis="x", length=0)
         axis.grid(axis="y")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
@@ -2756,7 +2761,7 @@ def study_pictures(folder: Path, study: dict) -> list:
               for title, lines in panels.items()}
     pictures = [curves_picture(curves), dots_picture(study)]
     if grids:
-        pictures.append(heat_picture("grid", grids, "return on held-out tasks, mean over seeds"))
+        pictures.append(heat_picture("grid", grids, f"return on {tasks_of(study)}, mean over seeds"))
     tests = results["tests"]
     tables = {}
     for key in ["return", *study["show"].split()]:
@@ -2783,7 +2788,7 @@ def run_pictures(path: Path) -> list:
     columns = {name: column for name, column in evals.items() if name != "untrained" and "failed" not in column
                and isinstance(column["gyms"], dict)}                    # not the fidelity of a self-play's user
     if columns:
-        pictures.append(bars_picture(columns))
+        pictures.append(bars_picture(columns, tasks_of(settings)))
     return [*pictures, strips_picture(path, settings)]
 
 
@@ -2961,7 +2966,8 @@ def write_report(folder: Path) -> Path:
     # "<" as JSON may also write it: no text of a model ends the script that the data stand in
     text = json.dumps(rounded(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     part = folder / "report.html.part"
-    part.write_text(PAGE.replace("__DATA__", text))
+    tasks = " and ".join(dict.fromkeys(tasks_of(settings) for _, settings in runs))
+    part.write_text(PAGE.replace("__TASKS__", tasks).replace("__DATA__", text))
     return part.replace(folder / "report.html")
 
 
@@ -2988,7 +2994,7 @@ def main(argv: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- the report's page
 
-# __DATA__ is what `write_report` collects.
+# __DATA__ is what `write_report` collects, __TASKS__ what was evaluated.
 PAGE = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -3094,9 +3100,9 @@ label:has(:checked) { background: var(--link); border-color: var(--link); color:
   said, and the arithmetic is spelled out.</p>
 <details><summary>Words used here</summary><dl id="words"></dl></details>
 <details><summary>Settings</summary><pre id="settings" class="small scroll"></pre></details>
-<section id="results"><h2>Results on held-out tasks</h2>
-  <p class="dim small">Tasks that were never trained on; ± is half a 95 % interval over the tasks. In the macro average
-    every gym counts the same, in the micro average every task.
+<section id="results"><h2>Results on __TASKS__</h2>
+  <p class="dim small">Held-out and validation tasks were never trained on; ± is half a 95 % interval over the tasks.
+    In the macro average every gym counts the same, in the micro average every task.
     <select id="measure" aria-label="measure"></select>
     <select id="policy" aria-label="policy"><option value="">every policy</option></select></p>
   <div class="scroll"><table id="table"></table></div></section>

@@ -120,6 +120,17 @@ def test_a_folder_of_runs(run):
     assert [talk["run"] for talk in data["talks"]] == ["a", "a"]
 
 
+def test_tasks_are_called_what_they_are(run):
+    """A page about `eval --split=train` called its results held-out, and so did its picture and a study's table."""
+    assert "<h2>Results on held-out tasks</h2>" in userrl.write_report(run).read_text()
+    Path("runs/b").mkdir()
+    Path("runs/b/config.json").write_text(json.dumps({**CONFIG, "split": "train"}))
+    assert "<h2>Results on held-out tasks and training tasks</h2>" in userrl.write_report(Path("runs")).read_text()
+    study = {"name": "x", "question": "", "show": "", "seeds": [0], "split": "val", "cells": {}, "tests": [],
+             "starts": {}, "results": {"cells": {}, "tests": {}}}
+    assert "(mean return on validation tasks, RL after" in "\n".join(userrl.study_lines(study))
+
+
 @pytest.mark.parametrize("folder, file, text, says", [
     ("nowhere", "", "", "nowhere is no run of userrl.py, nor a folder of such runs"),
     ("c", "config.json", '{"architectures": []}', "c is no run of userrl.py"),
