@@ -2816,7 +2816,7 @@ def plot(s: Settings) -> None:
     for place in listed(s.model):
         folder = Path(place)
         study = grpo.read_json(folder / "study.json", {})
-        if not study and "gyms" not in grpo.read_json(folder / "config.json", {}):
+        if not study and "turn" not in grpo.read_json(folder / "config.json", {}):
             raise ValueError(f"{folder} is neither a run of userrl.py nor a study" if folder.exists() else
                              f"{folder} does not exist")
         if study and study.get("results") == {"cells": {}, "tests": {}}:
@@ -2825,6 +2825,8 @@ def plot(s: Settings) -> None:
             pictures = study_pictures(folder, study) if study else run_pictures(folder)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder} does not hold what a run or a study writes: {error!r}") from None
+        if not any(pictures):
+            raise ValueError(f"{folder} has no number yet: nothing to draw")
         if study:
             print("\n".join(study_lines(study)))
         for name, text, draw in filter(None, pictures):

@@ -381,12 +381,17 @@ def test_policies_of_several_gyms_stand_in_one_picture():
     (["plot"], "plot needs the folders"), (["plot", "runs/none"], "runs/none does not exist"),
     (["plot", "."], "is neither a run of userrl.py nor a study"), (["plot", "bad"], "study.json cannot be read"),
     (["plot", "odd"], "odd does not hold what a run or a study writes"),
-    (["plot", "new"], "no run of new is finished")])
+    (["plot", "new"], "no run of new is finished"),
+    (["plot", "begun"], "begun has no number yet"), (["plot", "caller"], "caller is neither a run of userrl.py")])
 def test_what_cannot_be_plotted(here, capsys, argv, words):
+    """Of a run without a number nothing was said, as if all were well; a run of userlm_r1.py was called damaged."""
     new = '{"results": {"cells": {}, "tests": {}}}'
     for name, text in {"bad": "{", "odd": '{"cells": 3}', "new": new}.items():
         Path(name).mkdir()
         Path(name, "study.json").write_text(text)
+    for name, text in {"begun": '{"gyms": "travel", "turn": "em"}', "caller": '{"gyms": "travel"}'}.items():
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(text)
     assert userrl.main(argv) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
