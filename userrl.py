@@ -2682,7 +2682,7 @@ def bars_picture(columns: dict[str, dict], tasks: str = TASKS["test"]):
             text.append(f"{gym:10} {short(name):16} {shown(of):>15} {bar(of['return'], most)}")
 
     def draw(figure):
-        figure.set_size_inches(1.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
+        figure.set_size_inches(3.2 + 0.28 * len(gyms) * (len(columns) + 1), 3.2)
         axis = figure.subplots()
         for i, name in enumerate(columns):
             heights = [value[name, gym]["return"] or 0.0 for gym in gyms]
@@ -2694,7 +2694,7 @@ def bars_picture(columns: dict[str, dict], tasks: str = TASKS["test"]):
         axis.set_ylabel(f"return on {tasks}")
         axis.tick_params(axis="x", length=0)
         axis.grid(axis="y")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=len(columns))
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return "gyms", text, draw
 
 

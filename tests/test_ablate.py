@@ -377,6 +377,20 @@ def test_policies_of_several_gyms_stand_in_one_picture():
         ["travel", "a", "1.000"], ["travel", "b", "-"], ["tau", "a", "-"], ["tau", "b", "2.000"]]
 
 
+def test_a_picture_of_one_gym_has_room_for_its_legend(here):
+    """An `eval --tests` of one gym lost the names of its bars at both edges, and matplotlib warned of it."""
+    pytest.importorskip("matplotlib")
+    of = {"gyms": {"travel": {"return": 1.0, "ci95": 0.1}}}
+    _, _, draw = userrl.bars_picture({f"2222-max_turns{n}": of for n in (8, 16, 24)})
+
+    def whole(figure):
+        draw(figure)
+        figure.draw_without_rendering()
+        legend, page = figure.axes[0].get_legend().get_window_extent(), figure.bbox
+        assert page.x0 <= legend.x0 and legend.x1 <= page.x1
+    userrl.save_picture(Path("gyms"), whole)
+
+
 @pytest.mark.parametrize("argv, words", [
     (["plot"], "plot needs the folders"), (["plot", "runs/none"], "runs/none does not exist"),
     (["plot", "."], "is neither a run of userrl.py nor a study"), (["plot", "bad"], "study.json cannot be read"),
