@@ -1970,8 +1970,8 @@ def grid_cells(s: Settings, option: str, text: str) -> dict[str, dict[str, str]]
             key = Settings.ALSO.get(key, key)
             if not equals:
                 raise ValueError(f"--{option}: {axis!r} is not setting=value,value")
-            if key in OF_STUDIES | {"seed", "workers"}:
-                raise ValueError(f"--{option}: {key} is of the whole study")
+            if key in OF_STUDIES | {"seed", "workers"} | ({"model", "dtype", "device"} if option == "tests" else set()):
+                raise ValueError(f"--{option}: {key} is of the whole {'study' if option == 'grid' else 'evaluation'}")
             if key in values:
                 raise ValueError(f"--{option}: {key} is there twice; its values stand together, {key}=value,value")
             values[key] = [meant(s, key, value.strip()) for value in several.split(",")]

@@ -209,6 +209,13 @@ def test_tests_go_on_where_they_were_stopped(inside, monkeypatch):
     assert list(evals("t")) == ["user_noise0", "user_noise0.2"] and evals("t")["user_noise0"] == first
 
 
+@pytest.mark.parametrize("key", ("model", "dtype", "device"))
+def test_tests_are_of_one_policy(here, capsys, key):
+    """--tests=model=expert,demonstrator gave the expert's number for both: the policy is made once, from --model."""
+    assert userrl.main(["eval", "--model=expert", f"--tests={key}=expert,demonstrator", "--workers=1"]) == 2
+    assert f"--tests: {key} is of the whole evaluation" in capsys.readouterr().err and not Path("runs").exists()
+
+
 def test_quantiles_of_students_t():
     table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 28: 2.0484, 29: 2.0452}
     for df, t in table.items():
