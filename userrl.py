@@ -2098,15 +2098,16 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
         model, needs = values.get("model", s.model), []
+        words = [values["model"]] if "model" in values else []          # that tell the cells' starts apart
         if model == "tiny" and grpo.typed("--sft_steps", of_cold.get("sft_steps", s.sft_steps), int):
             differing = [key for key in of_cold if len({str(other.get(key)) for other in cells.values()}) > 1]
-            words = ["cold", *[word(s, key, of_cold[key]) for key in differing], f"s{seed}"]
-            cold = f"{name}/{folder_name(words)}"
+            words = [word(s, key, of_cold[key]) for key in differing]
+            cold = f"{name}/{folder_name(['cold', *words, f's{seed}'])}"
             model, needs = f"runs/{cold}", [cold]
             if cold not in jobs:
                 jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
-        if starts.get(("SFT", seed), "tiny") == "tiny":
-            starts["SFT", seed] = model
+        if model != "tiny":
+            starts[folder_name(["SFT", *words]), seed] = model
         run = f"{name}/{cell}-s{seed}"
         starts[cell, seed] = f"runs/{run}"
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
@@ -2115,10 +2116,9 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     for test, values in grid_cells(s, "tests", tests).items():
         variant(s, "eval", test, values)
     for (policy, seed), model in starts.items() if tests else []:
-        if model != "tiny":
-            run = f"{name}/{policy}-s{seed}-tests"
-            needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
-            jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
+        run = f"{name}/{policy}-s{seed}-tests"
+        needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
+        jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
         wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1, "device": s.device}
@@ -2231,7 +2231,7 @@ def study_results(study: dict) -> dict:
         row = {label: numbers(evals[label]) for label in ("start", "RL", "demonstrator", "expert") if evals.get(label)}
         if row.get("RL", {}).get("return") is not None:
             found["cells"].setdefault(cell, {})[str(seed)] = row
-    for policy, seed in itertools.product(["SFT", *study["cells"], "expert"], study["seeds"]):
+    for policy, seed in itertools.product(study["policies"], study["seeds"]):
         for test, result in grpo.read_json(runs / f"{policy}-s{seed}-tests" / "eval.json", {}).items():
             if result["macro"]["return"] is not None:
                 found["tests"].setdefault(policy, {}).setdefault(test, {})[str(seed)] = numbers(result)
@@ -2468,10 +2468,13 @@ def ablate(s: Settings) -> None:
     todo = [job for job in jobs if standing(job) != "done"]             # whatever is wrong is said before the first
     folder.mkdir(parents=True, exist_ok=True)
     grpo.hold(folder)
+    tested = [job.name.split("/")[1].rpartition("-s")[0] for job in jobs if job.argv[0] == "eval"]
+    own = [policy for policy in tested if policy not in (*cells, "expert")]         # the starts, then the cells
     starts = {job.name.split("/")[1]: job.needs[0].split("/")[1] for job in jobs if job.needs}
     study = {"name": name, "question": ready.get("question", ""), **grids, "show": ready.get("show", "success turns"),
              "seeds": list(range(s.seed, s.seed + s.seeds)), "split": s.split, "cells": cells,
-             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts}
+             "tests": list(grid_cells(s, "tests", grids["tests"])), "starts": starts,
+             "policies": [*dict.fromkeys(own), *cells, "expert"]}
     gpu = (s.device or ("cuda" if grpo.torch.cuda.is_available() else "cpu")) != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     side_by_side = s.jobs or (1 if gpu else cores)

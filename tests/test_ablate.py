@@ -3,6 +3,8 @@ import itertools
 import json
 import os
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +118,34 @@ def test_all_cells_of_a_seed_share_a_cold_start():
     jobs = {job.name: job for job in userrl.study_jobs(s, "x", cells, "")}
     assert jobs["x/weight_decay0.1-s0"].needs == ["x/cold-weight_decay0.1-s0"]
     assert "x/userlm" in jobs["x/mixed-s0"].needs and "x/userlm" in jobs
+
+
+def test_each_cold_start_is_tested(inside, monkeypatch):
+    """Of a study with several the first alone was, and called SFT: --study=coldstart had there what half of one earns.
+    """
+    s = userrl.Settings(seeds=1, sft_steps=10, gyms="intention")
+    for grid, names in {"sft_steps=0,50%,100%": {"SFT-sft_steps5": "cold-sft_steps5", "SFT-sft_steps10":
+                                                 "cold-sft_steps10"},
+                        "sft_steps=0 | turn=naive,em; combine=scale": {"SFT": "cold"}}.items():
+        cells = userrl.grid_cells(s, "grid", grid)
+        tests = [job for job in userrl.study_jobs(s, "x", cells, "user_noise=0,0.2") if job.name.startswith("x/SFT")]
+        assert {job.name: job.wanted["model"] for job in tests} == {
+            f"x/{policy}-s0-tests": f"runs/x/{cold}-s0" for policy, cold in names.items()}
+    tests = [job.name for job in userrl.study_jobs(s, "x", userrl.grid_cells(s, "grid", "model=a,b"), "user_noise=0")]
+    assert tests[2:4] == ["x/SFT-a-s0-tests", "x/a-s0-tests"] and "x/SFT-b-s0-tests" in tests
+
+    def done(command, labels, s):
+        path, of = Path("runs", s.name), {"return": 1.0, "ci95": 0.1}
+        gym = of | dict.fromkeys(("success", "turns", "effective_turns", "time_weighted"), 1.0)
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps({"command": command, **asdict(s)}))
+        result = {"gyms": {"echo": gym}, "macro": of, "micro": of}
+        (path / "eval.json").write_text(json.dumps(dict.fromkeys(labels, result)))
+    for command, labels in {"sft": ["SFT", "expert"], "train": ["RL", "expert"], "eval": ["user_noise0"]}.items():
+        monkeypatch.setitem(userrl.COMMANDS, command, partial(done, command, labels))
+    grid = ["--grid=sft_steps=1,2", "--tests=user_noise=0"]
+    assert userrl.main(["ablate", *grid, "--seeds=1", "--name=x", *TINY]) == 0
+    assert list(results("x")["tests"]) == ["SFT-sft_steps1", "SFT-sft_steps2", "sft_steps1", "sft_steps2", "expert"]
 
 
 @pytest.mark.parametrize("study", userrl.STUDIES)
