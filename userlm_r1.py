@@ -1539,7 +1539,7 @@ def vague_question(env) -> str:
 
 def returns_of(s: Settings, agents: dict, user: Candidate, again: int) -> np.ndarray:
     """(agents, tasks): the returns in the held-out tasks of the gyms."""
-    places = [(gym, i) for gym in s.gyms.split(",") for i in range(s.agent_tasks)]
+    places = [(gym, i) for gym in dict.fromkeys(s.gyms.split(",")) for i in range(s.agent_tasks)]
 
     def work(todo):
         seats = []
@@ -1805,7 +1805,7 @@ class Settings(grpo.RunSettings):
     noise: float = 0.0              # with --model=teacher: how often the scripted user that is tested mishears
 
     CHOICES = {"mode": MODES, "mix": ("sum", "per_component"), **grpo.RunSettings.CHOICES}
-    LEAST = {**grpo.RunSettings.LEAST, "sft_demos": 1, "eval_traps": 1, "eval_calls": 1, "agent_tasks": 1}
+    LEAST = {**grpo.RunSettings.LEAST, "sft_demos": 1, "eval_traps": 1, "eval_calls": 1, "agent_tasks": 2}
 
     def check(self) -> None:
         super().check()

@@ -1833,7 +1833,7 @@ def test_chairs(run: grpo.Run, number: int, agents: list[str], users: list[str])
         print(f"-- agent {number}, {label} user: macro-average return {shown(result['macro'])}", flush=True)
     own = userlm_r1.as_trained(userlm_r1.Settings(
         model=users[-1], seed=s.seed, device=s.device, graphs=s.graphs, gyms=",".join(dict.fromkeys(trained(s))),
-        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=min(s.eval_tasks, 32),
+        agents=",".join(dict.fromkeys([agents[0], agents[-1]])), agent_tasks=max(2, min(s.eval_tasks, 32)),
         eval_calls=max(10, min(s.eval_tasks, 48))))
     userlm_r1.print_reality(run.evaluate(f"user {number}", lambda: userlm_r1.reality(
         own, users[-1], userlm_r1.trained(own), userlm_r1.agents_of(own), broken=False)))
@@ -2002,7 +2002,8 @@ def no_twins(s: Settings, cells: dict) -> None:
             read = {key: value for key, value in read.items() if key not in ("turn", "trajectory")}
         twin = known.setdefault(frozenset(read.items()), name)
         if twin != name:
-            raise ValueError(f"--grid: {twin} and {name} are the same: loo reads neither turn nor trajectory")
+            why = ": loo reads neither turn nor trajectory" if read["combine"] == "loo" else ""
+            raise ValueError(f"--grid: {twin} and {name} are the same{why}")
 
 
 def folder_name(words: list[str]) -> str:
@@ -2094,7 +2095,7 @@ def planned(s: Settings, command: str, name: str, values: dict, needs: list[str]
 def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
     """All runs of a study, in their order: for each seed the cold starts and the cells, then the tests."""
     jobs: dict[str, Job] = {}
-    starts: dict[tuple, str] = {}
+    starts: dict[tuple, tuple[str, dict]] = {}                          # what is tested, and how it talks
     for seed, (cell, values) in itertools.product(range(s.seed, s.seed + s.seeds), cells.items()):
         of_cold = {key: value for key, value in values.items() if key in COLD}
         model, needs = values.get("model", s.model), []
@@ -2106,19 +2107,20 @@ def study_jobs(s: Settings, name: str, cells: dict, tests: str) -> list[Job]:
             model, needs = f"runs/{cold}", [cold]
             if cold not in jobs:
                 jobs[cold] = planned(s, "sft", cold, {**of_cold, "seed": seed}, [])
+        talks = {key: values[key] for key in ("form", "thinking", "context", "max_new_tokens") if key in values}
         if model != "tiny":
-            starts[folder_name(["SFT", *words]), seed] = model
+            starts[folder_name(["SFT", *words]), seed] = model, {k: v for k, v in talks.items() if k in of_cold}
         run = f"{name}/{cell}-s{seed}"
-        starts[cell, seed] = f"runs/{run}"
+        starts[cell, seed] = f"runs/{run}", talks
         jobs[run] = planned(s, "train", run, {**values, "model": model, "seed": seed}, needs)
     if not s.files:
-        starts["expert", s.seed] = "expert"
+        starts["expert", s.seed] = "expert", {}
     for test, values in grid_cells(s, "tests", tests).items():
         variant(s, "eval", test, values)
-    for (policy, seed), model in starts.items() if tests else []:
+    for (policy, seed), (model, talks) in starts.items() if tests else []:
         run = f"{name}/{policy}-s{seed}-tests"
         needs = [model.removeprefix("runs/")] if model.startswith(f"runs/{name}/") else []
-        jobs[run] = planned(s, "eval", run, {"model": model, "seed": seed, "tests": tests}, needs)
+        jobs[run] = planned(s, "eval", run, {**talks, "model": model, "seed": seed, "tests": tests}, needs)
     userlm = f"{name}/userlm"
     if any(userlm in each.needs for each in jobs.values()):
         wanted = {"seed": s.seed, "sft_steps": s.sft_steps, "notes": 0.5, "workers": 1, "device": s.device}

@@ -120,6 +120,18 @@ def test_all_cells_of_a_seed_share_a_cold_start():
     assert "x/userlm" in jobs["x/mixed-s0"].needs and "x/userlm" in jobs
 
 
+def test_a_policy_is_tested_as_it_talks():
+    """A cell trained on UserRL's tool calls was tested in brackets, one with a longer context without it."""
+    s = userrl.Settings(seeds=1, sft_steps=10, gyms="intention")
+    cells = userrl.grid_cells(s, "grid", "form=brackets,tool | context=4096")
+    wanted = {job.name: job.wanted for job in userrl.study_jobs(s, "x", cells, "user_noise=0,0.2")}
+    assert {name: (of["form"], of["context"]) for name, of in wanted.items() if name.endswith("-tests")} == {
+        "x/SFT-brackets-s0-tests": ("brackets", s.context), "x/brackets-s0-tests": ("brackets", s.context),
+        "x/SFT-tool-s0-tests": ("tool", s.context), "x/tool-s0-tests": ("tool", s.context),
+        "x/context4096-s0-tests": ("brackets", 4096), "x/SFT-s0-tests": ("brackets", s.context),
+        "x/expert-s0-tests": ("brackets", s.context)}
+
+
 def test_each_cold_start_is_tested(inside, monkeypatch):
     """Of a study with several the first alone was, and called SFT: --study=coldstart had there what half of one earns.
     """

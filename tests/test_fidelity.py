@@ -72,6 +72,13 @@ def test_side_by_side_is_as_one_by_one():
         pytest.approx(sum(envs.play(envs.make(env.name, i % 3, "test"), expert))) for i, env in enumerate(todo)]
 
 
+def test_a_gym_named_twice_is_one_gym():
+    """Its tasks counted twice, and the intervals over tasks were narrower by a root of two."""
+    s = u.Settings(model="teacher", gyms="intention,intention", agent_tasks=3)
+    returns = u.returns_of(s, {"expert": envs.expert}, u.scripted(s, "noise 0", 0.0), 0)
+    assert returns.shape == (1, 3)
+
+
 # ---------------------------------------------------------------------------------------------- broken users
 
 def test_every_broken_user_is_seen_and_the_reference_is_not():
@@ -165,6 +172,7 @@ def test_what_is_resumed_measures_what_was_asked(here, monkeypatch):
 @pytest.mark.parametrize("program, argv, says", [
     (u, ["fidelity"], "fidelity needs --model"),
     (u, ["fidelity", "--model=teacher", "--eval_calls=3"], "--eval_calls=10"),
+    (u, ["fidelity", "--model=teacher", "--agent_tasks=1"], "--agent_tasks"),         # of one task: ± nan
     (u, ["fidelity", "--model=/no/such", "--workers=1"], "/no/such"),
     (u, ["fidelity", "--model=teacher", "--agents=/no/such", "--workers=1"], "/no/such"),
     (u, ["fidelity", "--model=teacher", "--gyms=golf"], "unknown gym 'golf'"),
