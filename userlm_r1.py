@@ -1229,6 +1229,13 @@ def evaluate(s: Settings, policy, part: int = 1) -> dict:
             "fidelity": fidelity(by["call"]), "mode": s.mode, "judge": (s.eval_judge or "rules") + lost}
 
 
+def cell(mean: float, half: float) -> str:
+    """A number of the tables; "-" where nothing was counted, without interval where only one was."""
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
+
+
 def print_tables(evals: dict) -> None:
     """Three tables, a column a policy."""
     titles = {"session": "whole calls, held-out SOPs and facts",
@@ -1237,10 +1244,10 @@ def print_tables(evals: dict) -> None:
         columns = [dict(e[part]) for e in evals.values()]
         for column in columns:
             each = column.pop("traps", {})
-            column.update({f"  strategy: {trap}": cell for trap, cell in each.items()})
+            column.update({f"  strategy: {trap}": of_trap for trap, of_trap in each.items()})
         print(f"\n{title:44}" + "".join(f"{name[:15]:>16}" for name in evals))
         for row in columns[0]:
-            print(f"  {row:42}" + "".join("{:10.1f} ± {:3.1f}".format(*column[row]) for column in columns))
+            print(f"  {row:42}" + "".join(f"{cell(*column[row]):>16}" for column in columns))
     judges = ", ".join(dict.fromkeys(e["judge"] for e in evals.values()))
     print("(± is half a 95 % interval; Robotic: lower is better; Twins: strategy where the same words are true; "
           f"judged by {judges})")

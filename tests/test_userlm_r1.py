@@ -1114,3 +1114,12 @@ def test_two_processes_share_the_work(two, capsys):
     assert "no reasoning" not in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("runs/two/metrics.jsonl").read_text().splitlines()]
     assert [r["phase"] for r in rows] == ["sft"] * 4 + ["rl"] * 3 and all(r["skipped"] == 0 for r in rows)
+
+
+def test_what_was_not_counted_is_no_number(capsys):
+    """A base model that never ends a call had "nan ± nan" in its table, and "0.0 ± nan" where one trap was tried."""
+    column = {"session": {"Goal": [65.0, 8.5]}, "adversarial": {"Strategy": [0.0, float("nan")], "traps": {}},
+              "fidelity": {"ending recall": [float("nan")] * 2}, "judge": "rules"}
+    u.print_tables({"base": column})
+    rows = [line.split() for line in capsys.readouterr().out.split("\n")]
+    assert ["Goal", "65.0", "±", "8.5"] in rows and ["Strategy", "0.0"] in rows and ["ending", "recall", "-"] in rows
