@@ -1086,7 +1086,7 @@ def ledger(env: CallEnv) -> list[dict]:
             price = kind == "offer" and word.isdecimal()
             if word in facts:
                 asked = kind in ("ask", "claim") and facts[word] in about
-                if asked or word not in own:
+                if asked or word not in echo:
                     rows.append(dict(turn=i, fact=facts[word], value=word, asked=asked, known=True))
             elif word in kinds and word not in echo and not price:
                 rows.append(dict(turn=i, fact=kinds[word], value=word, asked=kind == "ask", known=False))

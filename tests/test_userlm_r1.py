@@ -487,6 +487,15 @@ def test_what_is_no_secret_is_not_in_the_ledger():
     assert len(env.log) == 3 and u.ledger(env) == []
 
 
+def test_an_offer_that_is_taken_is_no_fact_told():
+    """The agent had said the number itself: "Deal, I take 60" told a total of 60, unasked."""
+    call = task(dict(kind="offer", n=60, last=True), dict(kind="close"))
+    env = u.CallEnv({**call, "memory": {"total": "60"}})
+    env.reset()
+    u.drive(env.turn(GOOD.replace(SAID, "Deal, I take 60.")))
+    assert env.deal == 60 and u.ledger(env) == []
+
+
 def test_silence_reaches_no_goal():
     """Where nothing enough would be offered, "x" had a deal's worth before it heard an offer: 10 of 100 over 200
     calls."""
