@@ -2177,7 +2177,7 @@ def start(s: Settings, command: str, phases: tuple[str, ...]) -> None:
     s, evals = run.s, {}                                                # in a run that goes on, as it began
     try:
         learn(run, phases)
-        for mode in filter(None, s.baselines.split(",") if command == "demo" else []):
+        for mode in filter(None, dict.fromkeys(s.baselines.split(",") if command == "demo" else [])):
             print(f"-- the same, {mode.replace('_', ' ')}", flush=True)
             again = s.resume and (run.path / mode / "config.json").exists()
             part = grpo.Run(dataclasses.replace(s, name=run.name, mode=mode, resume=again), command, mode)

@@ -1068,6 +1068,14 @@ def test_a_resumed_demo_has_the_baselines_and_the_teacher_it_began_with(here, mo
     assert done == ["a", "a", (0.1, "teacher")]
 
 
+def test_a_baseline_named_twice_is_one(here, monkeypatch):
+    """The demo trained everything, then ended at "runs/a/static exists", without its tables."""
+    monkeypatch.setattr(u, "learn", lambda run, *rest: run.begin() or run.evals.update(SFT={}))
+    monkeypatch.setattr(u, "measure", lambda run, slip, label: run.evals.update({label: {}}))
+    monkeypatch.setattr(u, "print_tables", lambda evals: None)
+    assert u.main(["demo", "--name=a", "--baselines=static,static", "--workers=1"]) == 0
+
+
 def test_a_checkpoint_brings_the_form_it_was_trained_in(here, monkeypatch):
     """`train` on a policy without reasoning asked it for reasoning, and a run folder was no --model."""
     started = []
