@@ -2296,7 +2296,7 @@ class Desk:
     def turn(self, text: str):
         reply = read_reply(text, self.env.mode)
         print(f"user   {grpo.printable(reply.say) or '(nothing that can be heard)'}")
-        ended = bool(reply.profile and reply.profile.end)
+        ended = act_of(reply.say) == "end"                              # as in a call, whatever the profile says
         while (said := input("(it hung up) " if ended else "agent  ")).strip() == "?":
             print(grpo.printable(text))
         return envs.well_formed(said), 0.0, ended or not said, False, {}

@@ -496,6 +496,19 @@ def test_an_offer_that_is_taken_is_no_fact_told():
     assert env.deal == 60 and u.ledger(env) == []
 
 
+@pytest.mark.parametrize("mode, say, over", [
+    ("static", "Goodbye.", True), ("full", "Goodbye.", True), ("full", "And the date?", False)])
+def test_who_says_goodbye_hangs_up_in_chat_too(monkeypatch, mode, say, over):
+    """`chat` asked the profile, not the words: a static user never hung up, another did in the middle of a question."""
+    env = u.CallEnv(task(dict(kind="greet"), dict(kind="close")), mode)
+    text = GOOD.replace(SAID, say).replace("end: no", "end: no" if say == "Goodbye." else "end: yes")
+    env.reset()
+    assert u.drive(env.turn(text))[2] == over
+    monkeypatch.setattr("builtins.input", lambda prompt: "Hello.")
+    env.reset()
+    assert u.drive(u.Desk(env).turn(text))[2] == over
+
+
 def test_silence_reaches_no_goal():
     """Where nothing enough would be offered, "x" had a deal's worth before it heard an offer: 10 of 100 over 200
     calls."""
