@@ -2805,9 +2805,11 @@ def main(argv):
     late_turn, early_turn = (turn_seconds(engine, talks, n - heard, heard, new) for n in (long, short))
     cost = late_turn / early_turn
     print(f"\na token of turn {many} costs {cost:.1f} of turn {few}'s; its context is {long / short:.1f} times as long")
-    floor = floor_seconds(engine, talks, short + 10)  # half way through the steps below
-    step = turn_seconds(engine, talks, short, new=20) / 20
-    print(f"a decode step of {talks} rows at {short + 10} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its "
+    steps = 20
+    middle = short + steps // 2  # tokens, half way through them
+    floor = floor_seconds(engine, talks, middle)
+    step = turn_seconds(engine, talks, short, new=steps) / steps
+    print(f"a decode step of {talks} rows at {middle} tokens: {1e3 * step:.1f} ms, {step / floor:.2f} times its "
           f"floor of matrix products and attention")
     turns = 2 if quick else 8
     _, late = play(engine, talks, turns, new, LateEnv)

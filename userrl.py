@@ -798,11 +798,11 @@ def served_episodes(s: Settings, server: envs.Server, todo: list[envs.Env]):
             failures = failures + 1 if outcome[2] == "agent_error" else 0
             if failures >= max(threads, 8):
                 unasked = []
-                with contextlib.suppress(IndexError):                       # the threads take from it, too
+                with contextlib.suppress(IndexError):                   # the threads take from it, too
                     while True:
                         unasked.append(waiting.popleft())
                 yield from ((at, ([], [], *outcome[2:])) for at, _ in unasked)
-                for _ in range(len(todo) - count - len(unasked)):           # those that are still under way
+                for _ in range(len(todo) - count - len(unasked)):       # those that are still under way
                     yield ended()
                 return
             if count % max(1, len(todo) // 10) == 0:
@@ -900,7 +900,7 @@ def print_table(columns: dict[str, dict], split: str = "test") -> None:
         print(f"{title:28}" + "".join(f"{cell:>17}" for cell in cells))
     several = list(columns.values())
     print()
-    line(f"return on {TASKS.get(split, split)}", [short(re.sub("@https?://.*", "…", name)) for name in columns])
+    line(f"return on {TASKS[split]}", [short(re.sub("@https?://.*", "…", name)) for name in columns])
     for gym in several[-1]["gyms"]:
         n = max(c["gyms"][gym]["n"] for c in several)
         line(f"{gym} ({n} tasks)", [shown(c["gyms"][gym]) for c in several])
@@ -1491,7 +1491,7 @@ def measure(run: grpo.Run, policy, user, label: str) -> None:
         return result
     result = run.evaluate(label, take)
     failed = f" (not measured: {result['failed']})" if "failed" in result else ""
-    print(f"-- {label}: macro-average return {shown(result['macro'])} on {TASKS.get(s.split, s.split)}{failed}, "
+    print(f"-- {label}: macro-average return {shown(result['macro'])} on {TASKS[s.split]}{failed}, "
           f"{grpo.phase_gb():.2f} GB", flush=True)
     if "user_counts" in result:
         told = (f"{name.replace('_', ' ')} {count:.0f}" for name, count in user_counts(user).items())
@@ -2304,8 +2304,8 @@ def study_lines(study: dict) -> list[str]:
         lines.append(f"{cell:{width}}{len(rows):6d}" + "".join(f"{text:>17}" for text in texts))
     for label in ("start", "demonstrator", "expert"):
         if reached := in_common(cells, label):
-            of_key = {key: [row.get(key) for row in reached] for key in ["return", *show]}
-            texts = ["-" if None in values else f"{average(values):.3f}" for values in of_key.values()]
+            averages = [average(row.get(key) for row in reached) for key in ["return", *show]]
+            texts = ["-" if mean is None else f"{mean:.3f}" for mean in averages]
             texts[1:1] = ["", ""]                                       # under "± over tasks" and "gain"
             lines.append(f"{label:{width}}{'':23}" + "".join(f"{text:>17}" for text in texts))
     lines.append(f"(mean return on {tasks_of(study)}, RL after, start before; ± half a 95 % interval over seeds; "
@@ -2597,8 +2597,9 @@ def dots_picture(study: dict):
     columns = list(dict.fromkeys(["return", *gyms, *study["show"].split()]))
     earned = {cell: average(run["RL"]["return"] for run in rows.values()) for cell, rows in cells.items()}
     order = sorted(cells, key=earned.get)
-    for column, label in itertools.product(columns, ("demonstrator", "expert")):
-        beside[column, label] = average(row.get(column) for row in in_common(cells, label))
+    for label in ("demonstrator", "expert"):
+        reached = in_common(cells, label)
+        beside |= {(column, label): average(row.get(column) for row in reached) for column in columns}
 
     def draw(figure):
         figure.set_size_inches(1.8 + 2.0 * len(columns), 1.3 + 0.26 * len(order))

@@ -300,7 +300,7 @@ def test_a_table_before_any_seed_is_whole():
     cells = userrl.grid_cells(userrl.Settings(), "grid", "turn=naive,em; trajectory=sum,mean; combine=scale")
     found = {cell: {str(i % 2): {"RL": {"return": i, "ci95": 0.1}}} for i, cell in enumerate(cells)}
     study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": cells, "tests": [],
-             "starts": {}, "results": {"cells": found, "tests": {}}}
+             "results": {"cells": found, "tests": {}}}
     assert userrl.study_lines(study)[-1] == "one seed says nothing of chance: cells are compared from the second on"
 
 
@@ -312,7 +312,7 @@ def test_what_a_study_counts_as_measured():
     assert userrl.measured({"gyms": ["intention"], "tau": 1.0})
     rows = {"0": {"RL": {"return": 0.5, "ci95": 0.3}, "expert": {"return": None}},
             "1": {"RL": {"return": 0.7, "ci95": 0.1}, "expert": {"return": None}}}
-    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": {"a": {}}, "tests": [], "starts": {},
+    study = {"name": "x", "question": "", "show": "", "seeds": [0, 1], "cells": {"a": {}}, "tests": [],
              "results": {"cells": {"a": rows}, "tests": {}}}
     lines = userrl.study_lines(study)
     # 1.271 over the seeds; over tasks .2, not .2 / sqrt(2): both seeds meet the same tasks
@@ -325,7 +325,7 @@ def test_the_start_is_a_row_where_all_began_with_it():
         return {"return": value, "ci95": 0.1, "turtle": turtle}
     found = {cell: {"0": {"start": row(0.5, 0.25), "RL": row(0.75, 0.5), "expert": row(2.0, None)}} for cell in "ab"}
     study = {"name": "x", "question": "", "show": "turtle", "seeds": [0], "cells": {"a": {}, "b": {}}, "tests": [],
-             "starts": {"a-s0": "cold-s0", "b-s0": "cold-s0"}, "results": {"cells": found, "tests": {}}}
+             "results": {"cells": found, "tests": {}}}
     rows = {line.split()[0]: line.split()[1:] for line in userrl.study_lines(study)[3:7]}
     assert rows["a"] == ["1", "0.500", "0.750", "0.100", "+0.250", "0.500"]
     assert rows["start"] == ["0.500", "0.250"] and rows["expert"] == ["2.000", "-"]

@@ -127,7 +127,7 @@ def test_tasks_are_called_what_they_are(run):
     Path("runs/b/config.json").write_text(json.dumps({**CONFIG, "split": "train"}))
     assert "<h2>Results on held-out tasks and training tasks</h2>" in userrl.write_report(Path("runs")).read_text()
     study = {"name": "x", "question": "", "show": "", "seeds": [0], "split": "val", "cells": {}, "tests": [],
-             "starts": {}, "results": {"cells": {}, "tests": {}}}
+             "results": {"cells": {}, "tests": {}}}
     assert "(mean return on validation tasks, RL after" in "\n".join(userrl.study_lines(study))
 
 
